@@ -1,0 +1,114 @@
+"""What a data set is to the runner: settings that touch no file, and a ``load`` that gives three splits of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Loss: TypeAlias = Literal["cross_entropy", "mse"]
+
+
+class DataError(ValueError):
+    """A data file that is there but can't be used: truncated, undecodable, or with values out of range."""
+
+
+@dataclass(frozen=True)
+class DataHome:
+    """Where data files lie, and whether a missing one may be fetched from its official source."""
+
+    root: Path
+    download: bool = True
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs ``(rows, *input_shape)`` and targets ``(rows,)`` (class numbers) or ``(rows, outputs)``."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
+        """The same rows on a device, with floating-point tensors in ``dtype``."""
+        targets = self.targets.to(dtype) if self.targets.is_floating_point() else self.targets
+        return Split(self.inputs.to(device, dtype), targets.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Three splits, and what they were read from."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    files: Mapping[str, str]  # file name -> SHA-256 of its bytes
+    official: bool  # every file has the hash of the official release
+    notices: tuple[str, ...] = field(default=())
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+    @property
+    def sha256(self) -> str:
+        """One hash for all the files: that of a single file, else of the sorted ``name:hash`` lines."""
+        if len(self.files) == 1:
+            return next(iter(self.files.values()))
+        lines = "".join(f"{name}:{digest}\n" for name, digest in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Data:
+        """The same data, resident on a device."""
+        return replace(
+            self,
+            train=self.train.to(device, dtype),
+            validation=self.validation.to(device, dtype),
+            test=self.test.to(device, dtype),
+        )
+
+
+class Dataset(ABC):
+    """A data set's settings. Constructing one reads nothing; ``load`` reads, checks and splits.
+
+    ``loss`` is the training loss that goes with the targets: class numbers or real values.
+    """
+
+    loss: Loss = "cross_entropy"
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name on the command line."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch dimension."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of classes, or of outputs where the targets are real values."""
+
+    @property
+    def standardized(self) -> bool:
+        """Whether every feature has mean 0 and variance 1 over the training split."""
+        return False
+
+    def prepare(self, home: DataHome) -> None:  # noqa: B027  (optional: a bundled data set has no files)
+        """Fetch missing files or raise ``FileNotFoundError``; called before any work."""
+
+    @abstractmethod
+    def load(self, home: DataHome) -> Data:
+        """Read, check and split. Raises ``FileNotFoundError`` or ``DataError``, each naming the file."""
