@@ -1,0 +1,1 @@
+"""Every choice, as YAML: Hydra needs a package here to find it."""

@@ -1,0 +1,97 @@
+"""The loss over a whole split, as a batch problem that never holds more than one batch.
+
+``f(w) = sum_b (|b| / N) f_b(w)`` over batches b of N rows: an uneven last batch counts by its size.  The network must
+be in evaluation mode where its layers mix the rows of a batch (BatchNorm), or f is no such sum; the caller sees to it.
+Cost of a product: for every batch one primal pass and one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spectral_run.curvature.autograd import AutogradProblem
+from spectral_run.curvature.objective import Objective, flatten
+from spectral_run.curvature.problem import BatchProblem
+
+
+@final
+class FullDataProblem(BatchProblem):
+    """Sums ``AutogradProblem`` over batches of ``batch_size`` rows, at the model's parameters or at others."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int = 1024,
+        weight_decay: float = 0.0,
+        params: Float[Tensor, " n"] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"FullDataProblem: batch_size must be at least 1, got {batch_size}.")
+        self.objective = objective
+        self.n = objective.n
+        self.products = 0
+        self._inputs, self._targets = inputs, targets
+        self._batch_size, self._weight_decay, self._params = batch_size, weight_decay, params
+
+    @property
+    def params(self) -> Float[Tensor, " n"]:
+        """The point, as one vector (a copy)."""
+        own = self.objective.parameters if self._params is None else [self._params]
+        return flatten([p.detach() for p in own])
+
+    def loss(self) -> Float[Tensor, ""]:
+        """Mean loss over the split."""
+        return self._mean(lambda problem: problem.loss())
+
+    def grad(self) -> Float[Tensor, " n"]:
+        """Gradient of the mean loss."""
+        return self._mean(lambda problem: problem.grad())
+
+    def hvp(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """``H v`` over the split: one product, however many batches."""
+        self.products += 1
+        return self._mean(lambda problem: problem.hvp(v))
+
+    def hvp_and_quadratic_grad(self, v: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """``H v`` and the gradient of ``v'Hv`` over the split: one product."""
+        self.products += 1
+        both = self._mean(lambda problem: torch.stack(problem.hvp_and_quadratic_grad(v)))
+        return both[0], both[1]
+
+    def at(self, params: Float[Tensor, " n"]) -> FullDataProblem:
+        """The same split at other parameters."""
+        return FullDataProblem(
+            self.objective,
+            self._inputs,
+            self._targets,
+            batch_size=self._batch_size,
+            weight_decay=self._weight_decay,
+            params=params,
+        )
+
+    def batches(self) -> Iterator[AutogradProblem]:
+        """One batch problem after another, each freed before the next is made."""
+        batches = zip(
+            torch.split(self._inputs, self._batch_size), torch.split(self._targets, self._batch_size), strict=True
+        )
+        for inputs, targets in batches:
+            yield AutogradProblem(self.objective, inputs, targets, weight_decay=self._weight_decay, params=self._params)
+
+    def _mean(self, value: Callable[[BatchProblem], Tensor]) -> Tensor:
+        rows = len(self._inputs)
+        total: Tensor | None = None
+        sizes = [len(batch) for batch in torch.split(self._targets, self._batch_size)]
+        for size, problem in zip(sizes, self.batches(), strict=True):
+            term = value(problem) * (size / rows)
+            total = term if total is None else total + term
+        if total is None:
+            raise ValueError("FullDataProblem: the split has no rows.")
+        return total

@@ -1,0 +1,36 @@
+"""Spectral radius of a trained network over a whole split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectral_run.curvature.full_data import FullDataProblem
+from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.solver import EigenResult, EigenSolver
+
+
+def measure_rho(
+    objective: Objective,
+    inputs: Tensor,
+    targets: Tensor,
+    solver: EigenSolver,
+    generator: torch.Generator,
+    *,
+    batch_size: int = 1024,
+    weight_decay: float = 0.0,
+) -> EigenResult:
+    """The eigenpair of largest modulus of the mean loss over all rows, from a random start.
+
+    In evaluation mode: with BatchNorm's running statistics and without dropout the loss is a sum over rows.
+    The network is left as it was. Cost: per product one pass over the rows.
+    """
+    model, training = objective.model, objective.model.training
+    model.eval()
+    try:
+        problem = FullDataProblem(objective, inputs, targets, batch_size=batch_size, weight_decay=weight_decay)
+        like = objective.parameters[0]
+        start = torch.randn(problem.n, generator=generator, dtype=like.dtype).to(like.device)
+        return solver.solve(problem.hvp, start)
+    finally:
+        model.train(training)

@@ -1,0 +1,147 @@
+"""The command ``spectral-run``: help, then Hydra, then one run per composed configuration.
+
+Nothing heavy is imported before a run starts: help, ``--cfg job`` and completion take a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 bad configuration."""
+    sys.exit(command(sys.argv[1:]))
+
+
+def command(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    if any(argument in ("--help", "-h") for argument in arguments):
+        from spectral_run.runner.help import help_text
+
+        print(help_text([CONF, *_own_conf(arguments)]), end="")
+        return 0
+    # A console script does not look in the current folder; a user's `_target_: mymodule.Net` is there, and
+    # launchers' workers look where PYTHONPATH says.
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
+    return _hydra()
+
+
+def _hydra() -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from spectral_run.runner import sweep
+
+    sweep.ended.clear()
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://spectral_run.conf", config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _complain(_plain(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on from the last checkpoint.")
+        return 1
+    except OSError as error:
+        _complain(
+            f"{error.strerror or error}: {error.filename or ''} (results_dir must be a folder that can be written)"
+        )
+        return 1
+    return max(sweep.ended, default=0)
+
+
+def task(config: Any) -> Any:
+    """One job: an ``Outcome``, or for a sweeper the number that ``optimized_metric`` names."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from spectral_run.runner.console import log, set_up_log
+    from spectral_run.runner.settings import ConfigurationError, settings_from
+
+    set_up_log()
+    hydra_config = HydraConfig.get()
+    many = hydra_config.mode == RunMode.MULTIRUN
+    if many:
+        log.info("[%s] %s", hydra_config.job.num, " ".join(hydra_config.overrides.task))
+    try:
+        settings = settings_from(config)
+        from spectral_run.runner.run import Outcome, execute  # torch, once the settings are in order
+
+        outcome = execute(settings, _choices(hydra_config.runtime.choices), bar=not many)
+    except ConfigurationError as error:
+        from spectral_run.runner.run import Outcome
+
+        _complain(str(error))
+        return Outcome(2, "invalid")
+    if outcome.folder and outcome.status == "done" and not many:
+        from spectral_run.reports.summary import summarize
+
+        summarize([Path(outcome.folder)], Path(outcome.folder))
+    if settings.optimized_metric is None:
+        return outcome
+    from spectral_run.runner.sweep import Optimized
+
+    return Optimized.of(outcome, settings.optimized_metric)
+
+
+def _choices(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Names of what was chosen, for folders and tables."""
+    return {str(group): str(choice) for group, choice in choices.items() if not str(group).startswith("hydra/")}
+
+
+def _own_conf(arguments: list[str]) -> list[Path]:
+    """A user's own conf folder, where ``--config-dir`` names one."""
+    folders = []
+    for i, argument in enumerate(arguments):
+        if argument in ("--config-dir", "-cd") and i + 1 < len(arguments):
+            folders.append(Path(arguments[i + 1]))
+        elif argument.startswith("--config-dir="):
+            folders.append(Path(argument.partition("=")[2]))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _complain(message: str) -> None:
+    print(f"spectral-run: {message}", file=sys.stderr)
+
+
+def _plain(error: Exception) -> str:
+    """Hydra's message in one line, with the nearest valid name."""
+    from spectral_run.runner.settings import nearest
+
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    key = re.search(r"Could not override '([^']+)'", text)
+    if key:
+        name = key[1].rpartition("@")[0] or key[1]
+        return f"there is no setting {name!r}.{nearest(name, _all_keys())}"
+    choice = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+    if choice:
+        options = [path.stem for path in (CONF / choice[1]).glob("*.yaml")]
+        known = f" Choices: {', '.join(sorted(options))}." if options else ""
+        return f"{choice[1]} has no choice {choice[2]!r}.{nearest(choice[2], options)}{known}"
+    lines = [line.strip() for line in f"{text}\n{cause}".splitlines() if line.strip()]
+    return " ".join(dict.fromkeys(lines))
+
+
+def _all_keys() -> list[str]:
+    """Every key of the default configuration and every group: what a typo is compared with."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    from spectral_run.runner.settings import keys_of
+
+    GlobalHydra.instance().clear()
+    with initialize_config_module(version_base="1.3", config_module="spectral_run.conf"):
+        keys = keys_of(compose("config"))
+    groups = [path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")]
+    return [*keys, *sorted(set(groups) - {"."})]

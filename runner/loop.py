@@ -1,0 +1,268 @@
+"""The training loop: batch -> batch problem -> regularized gradient -> ``optimizer.step(closure)``, and its state.
+
+All of the state goes through ``state_dict``: a run resumed from it does the same arithmetic as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_run.curvature.exact_layers import running_statistics
+from spectral_run.curvature.measure import measure_rho
+from spectral_run.datasets.base import Data
+from spectral_run.regularizers.base import RegularizedGradient, Step
+from spectral_run.runner import checkpoint, seeding
+from spectral_run.runner.clock import Clock
+from spectral_run.runner.console import EpochReport
+from spectral_run.runner.evaluate import evaluate
+from spectral_run.runner.parts import Parts
+from spectral_run.runner.record import Lines, RunFolder
+from spectral_run.trackers.base import Tracker
+
+BLOWN_UP = 1e6  # times the first loss (or 1): beyond it a run has diverged, finite or not
+
+
+class DivergedError(ArithmeticError):
+    """The loss or the gradient is not finite any more, or the loss is out of all proportion."""
+
+    def __init__(self, what: str, step: int, loss: float, last_good: str) -> None:
+        super().__init__(f"diverged at step {step}: {what} (loss {loss:g}). Last good checkpoint: {last_good}.")
+        self.step, self.loss = step, loss
+
+
+class Loop:
+    """Trains one network. ``run`` goes on from wherever ``load_state_dict`` left it."""
+
+    def __init__(
+        self, parts: Parts, data: Data, folder: RunFolder, tracker: Tracker, state: dict[str, Any] | None
+    ) -> None:
+        self.parts, self.data, self.folder, self.tracker = parts, data, folder, tracker
+        self.epoch = self.position = self.step = self.products = self.evaluations = 0
+        self.first_loss = math.nan
+        self.best: dict[str, Any] | None = None
+        self._sums: dict[str, list[float]] = {}
+        self._carried: Mapping[str, Tensor] = {}
+        self._regularizer_calls = 0
+        training = parts.settings.training
+        self._steps_per_epoch = -(-len(data.train) // training.batch_size)
+        self._factor = {
+            "constant": lambda epoch: 1.0,
+            "inverse_epoch": lambda epoch: 1.0 / (epoch + 1),
+            "cosine": lambda epoch: 0.5 * (1.0 + math.cos(math.pi * epoch / training.epochs)),
+        }[training.schedule]
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(parts.optimizer, self._factor)
+        self.clock = Clock(state["seconds"] if state else None)
+        torch.manual_seed(seeding.derive(parts.settings.seed, parts.dataset.name, "forward"))
+        if state:
+            self._load(state)
+        self.metrics = Lines(folder.path / "metrics.jsonl", state["metrics_bytes"] if state else 0)
+        self.timing = Lines(folder.path / "timing.jsonl", state["timing_bytes"] if state else 0)
+        self._flat_gradient = torch.zeros(parts.objective.n, device=parts.device, dtype=parts.dtype)
+        for parameter, view in zip(parts.objective.parameters, parts.objective.split(self._flat_gradient), strict=True):
+            parameter.grad = view
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        training = self.parts.settings.training
+        return self.epoch >= training.epochs or (training.max_steps is not None and self.step >= training.max_steps)
+
+    def run(self, report: EpochReport) -> None:
+        """Train to the end. Raises ``DivergedError``; at Ctrl-C saves, then raises ``KeyboardInterrupt``."""
+        training = self.parts.settings.training
+        self.parts.model.train()
+        last_save = time.monotonic()
+        with _stop_requests() as stop:
+            while not self.finished:
+                order = self._order()
+                while self.position < self._steps_per_epoch and not self.finished:
+                    rows = order[self.position * training.batch_size : (self.position + 1) * training.batch_size]
+                    self._one_step(self.data.train.inputs[rows], self.data.train.targets[rows])
+                    self.position += 1
+                    self.step += 1
+                    if stop or time.monotonic() - last_save > 60 * training.checkpoint_minutes:
+                        self.save()
+                        last_save = time.monotonic()
+                    if stop:
+                        raise KeyboardInterrupt
+                self.epoch += 1
+                self.position = 0
+                report(self.epoch, self._end_of_epoch())
+                self.save()
+                last_save = time.monotonic()
+
+    def save(self) -> None:
+        """Write a checkpoint of everything."""
+        with self.clock.phase("other"):
+            checkpoint.save(self.folder.checkpoints, self.step, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how the run goes on: tensors and plain values only."""
+        parts = self.parts
+        return {
+            "config_hash": parts.settings.config_hash,
+            "data_sha256": self.data.sha256,
+            "model": parts.model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "schedule": {key: value for key, value in self._schedule.state_dict().items() if key != "lr_lambdas"},
+            "carried": dict(self._carried),
+            "counters": [self.epoch, self.position, self.step, self.products, self.evaluations],
+            "first_loss": self.first_loss,
+            "best": self.best,
+            "sums": self._sums,
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(parts.device) if parts.device.type == "cuda" else None,
+            "seconds": self.clock.seconds(),
+            "metrics_bytes": self.metrics.sync(),
+            "timing_bytes": self.timing.sync(),
+        }
+
+    def close(self) -> None:
+        """Close the files."""
+        self.metrics.close()
+        self.timing.close()
+
+    def _load(self, state: dict[str, Any]) -> None:
+        parts = self.parts
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(parts.optimizer.param_groups)})
+        self._carried = {name: tensor.to(parts.device) for name, tensor in state["carried"].items()}
+        self.epoch, self.position, self.step, self.products, self.evaluations = state["counters"]
+        self.first_loss, self.best, self._sums = state["first_loss"], state["best"], state["sums"]
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"] is not None and parts.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"], parts.device)
+
+    def _order(self) -> Tensor:
+        settings = self.parts.settings
+        shuffle = seeding.generator(settings.seed, self.parts.dataset.name, "order", self.epoch)
+        return torch.randperm(len(self.data.train), generator=shuffle).to(self.parts.device)
+
+    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
+        parts, name = self.parts, self.parts.dataset.name
+        calls = 0
+
+        def closure() -> float:
+            # An optimizer may call this several times: the same batch, each time at the parameters as they are.
+            nonlocal calls
+            start = seeding.generator(parts.settings.seed, name, "eigensolver", self.step)
+            problem = parts.backend(parts.objective, inputs, targets)
+            with self.clock.phase("gradient"):
+                if calls == 0:
+                    with running_statistics(parts.model):
+                        problem.loss()
+            result = parts.regularizer.gradient(problem, Step(self.step, start, self._carried, self.clock.phase))
+            calls += 1
+            self.evaluations += 1
+            self.products += problem.products
+            self._check(result)
+            self._carried = result.state
+            self._flat_gradient.copy_(result.gradient)
+            if calls == 1:
+                self._note(result, len(targets))
+            return result.loss
+
+        parts.optimizer.step(closure)
+
+    def _check(self, result: RegularizedGradient) -> None:
+        if self.step == 0 and math.isnan(self.first_loss):
+            self.first_loss = result.loss
+        limit = BLOWN_UP * max(1.0, abs(self.first_loss))
+        what = ""
+        if not math.isfinite(result.loss):
+            what = "the loss is not finite"
+        elif abs(result.loss) > limit:
+            what = f"the loss is beyond {limit:g}"
+        elif not math.isfinite(float(result.gradient.abs().max())):
+            what = "the gradient is not finite"
+        if what:
+            last = checkpoint.last_path(self.folder.checkpoints)
+            raise DivergedError(what, self.step, result.loss, str(last) if last else "none yet")
+
+    def _note(self, result: RegularizedGradient, rows: int) -> None:
+        """Add to the epoch's means: the loss by rows, what the regularizer logs by steps."""
+        for name, value, weight in [
+            ("loss", result.loss, float(rows)),
+            ("objective", result.objective, float(rows)),
+            *((name, value, 1.0) for name, value in result.log.items()),
+        ]:
+            if math.isfinite(value):
+                total = self._sums.setdefault(name, [0.0, 0.0])
+                total[0] += weight * value
+                total[1] += weight
+
+    def _end_of_epoch(self) -> dict[str, float]:
+        parts, settings = self.parts, self.parts.settings
+        train = {name: total / weight for name, (total, weight) in self._sums.items()}
+        train["lr"] = float(parts.optimizer.param_groups[0]["lr"])
+        self._sums = {}
+        with self.clock.phase("evaluation"):
+            validation = evaluate(parts.objective, self.data.validation).numbers()
+            every = settings.curvature.every_epochs
+            if every and (self.epoch % every == 0 or self.finished):
+                generator = seeding.generator(settings.seed, parts.dataset.name, "measure", self.epoch)
+                measured = measure_rho(
+                    parts.objective,
+                    self.data.train.inputs,
+                    self.data.train.targets,
+                    parts.measuring,
+                    generator,
+                    batch_size=settings.curvature.batch_size,
+                    weight_decay=parts.weight_decay,
+                )
+                train |= {"full_rho": measured.rho, "full_rho_residual": measured.residual}
+        self._select(validation)
+        numbers = {f"train/{name}": value for name, value in train.items()}
+        numbers |= {f"validation/{name}": validation[name] for name in ("loss", "accuracy") if name in validation}
+        for key, value in numbers.items():
+            split, _, name = key.partition("/")
+            line = value if math.isfinite(value) else None
+            self.metrics.write(
+                step=self.step, epoch=self.epoch, split=split, name=name, value=line, products=self.products
+            )
+        self.timing.write(step=self.step, epoch=self.epoch, seconds=self.clock.seconds())
+        self.tracker.log(self.step, numbers)
+        self._schedule.step()
+        shown = ("train/loss", "train/rho", "validation/loss", "validation/accuracy", "train/full_rho")
+        return {name: numbers[name] for name in shown if name in numbers}
+
+    def _select(self, validation: Mapping[str, float]) -> None:
+        by = self.parts.settings.training.select_by
+        value = validation[by] if math.isfinite(validation[by]) else -math.inf
+        score = value if by == "accuracy" else -value
+        if self.best is None or score > self.best["score"]:
+            model = copy.deepcopy(self.parts.model.state_dict())
+            self.best = {"score": score, "epoch": self.epoch, "model": model}
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that a first Ctrl-C or SIGTERM fills, so that the step at hand is finished and saved; a second kills."""
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,137 @@
+"""Everything a run is made of, built and checked before any data is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spectral_run.curvature.backends import Backend, choose_backend
+from spectral_run.curvature.exact_layers import refuse_inexact, swap_norms
+from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.solver import EigenSolver
+from spectral_run.curvature.solvers import solver
+from spectral_run.datasets.base import Dataset
+from spectral_run.generalization.base import GeneralizationTest
+from spectral_run.regularizers.base import Regularizer
+from spectral_run.runner.seeding import derive
+from spectral_run.runner.settings import ConfigurationError, Settings
+from spectral_run.runner.targets import build
+from spectral_run.trackers.base import Tracker
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a resolved configuration describes."""
+
+    settings: Settings
+    device: torch.device
+    dtype: torch.dtype
+    dataset: Dataset
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    regularizer: Regularizer
+    backend: Backend
+    measuring: EigenSolver
+    tests: Mapping[str, GeneralizationTest]
+    tracker: Tracker
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.objective.model
+
+    @property
+    def weight_decay(self) -> float:
+        """What the optimizer's weight decay adds to every eigenvalue, where it counts as part of f; else 0."""
+        return self.backend.weight_decay
+
+
+def build_parts(settings: Settings) -> Parts:
+    """Build everything, and try one forward pass on zeros. Raises ``ConfigurationError``."""
+    device, dtype = _device(settings.device), getattr(torch, settings.dtype)
+    dataset = _a(Dataset, build(settings.dataset, "dataset"), "dataset")
+    if dataset.loss != "cross_entropy" and settings.training.select_by == "accuracy":
+        raise ConfigurationError(f"training.select_by must be loss for data set {dataset.name}, which has no classes.")
+    regularizer = _a(Regularizer, build(settings.regularizer, "regularizer"), "regularizer")
+    tests = _tests(settings, dataset)
+    tracker = _a(Tracker, build(settings.tracker, "tracker"), "tracker")
+    c = settings.curvature
+    try:
+        measuring = solver(c.solver, eps=c.eps, relative=c.relative, cap=c.cap)
+    except ValueError as error:
+        raise ConfigurationError(f"curvature: {error}") from error
+    model = _model(settings, dataset, device, dtype)
+    objective = Objective(model, LOSSES[dataset.loss])
+    if not objective.parameters:
+        raise ConfigurationError(f"model: {type(model).__name__} has no trainable parameters.")
+    optimizer = _a(torch.optim.Optimizer, build(settings.optimizer, "optimizer", objective.parameters), "optimizer")
+    decay = float(optimizer.defaults.get("weight_decay") or 0.0) if c.weight_decay else 0.0
+    try:
+        backend = choose_backend(c.backend, weight_decay=decay)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    return Parts(
+        settings, device, dtype, dataset, objective, optimizer, regularizer, backend, measuring, tests, tracker
+    )
+
+
+def _a(kind: Callable[..., T], thing: Any, where: str) -> T:
+    # Callable, since mypy gives abstract classes no type[T]; an isinstance check is all that is done with it.
+    if not isinstance(thing, cast(type, kind)):
+        raise ConfigurationError(f"{where}: {type(thing).__name__} is no {kind.__name__} of {kind.__module__}.")
+    return cast(T, thing)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        message = str(error).splitlines()[0]
+        raise ConfigurationError(f"device {name!r} can't be used here: {message}") from error
+    return device
+
+
+def _tests(settings: Settings, dataset: Dataset) -> dict[str, GeneralizationTest]:
+    tests = {}
+    for name, node in settings.generalization.items():
+        where = f"generalization.{name}"
+        test = _a(GeneralizationTest, build(node, where), where)
+        try:
+            test.check(dataset)
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: {error}") from error
+        tests[name] = test
+    return tests
+
+
+def _model(settings: Settings, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(settings.seed, dataset.name, "initialization"))
+        model = build(settings.model, "model", input_shape=dataset.input_shape, classes=dataset.classes)
+    model = swap_norms(_a(nn.Module, model, "model")).to(device, dtype)
+    inputs = torch.zeros(2, *dataset.input_shape, device=device, dtype=dtype)
+    what = f"model {type(model).__name__} on data set {dataset.name} (inputs {tuple(inputs.shape[1:])})"
+    try:
+        refuse_inexact(model, inputs)
+    except ValueError as error:
+        raise ConfigurationError(f"model: {error}") from error
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ConfigurationError(f"{what}: {str(error).splitlines()[0]}") from error
+    with torch.no_grad(), torch.random.fork_rng():
+        shape = tuple(model.eval()(inputs).shape)
+    model.train()
+    if shape != (2, dataset.classes):
+        raise ConfigurationError(f"{what} must give outputs of shape (rows, {dataset.classes}), got {shape}.")
+    return model

@@ -1,0 +1,246 @@
+"""One run, from checked settings to ``result.json``: skip, resume or start; train; measure; test; record."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from spectral_run.curvature.measure import measure_rho
+from spectral_run.curvature.solver import EigenResult
+from spectral_run.datasets.base import Data, DataHome
+from spectral_run.runner import checkpoint, seeding
+from spectral_run.runner.console import epoch_report
+from spectral_run.runner.evaluate import evaluate, predict
+from spectral_run.runner.loop import DivergedError, Loop
+from spectral_run.runner.parts import Parts, build_parts
+from spectral_run.runner.record import RESULT_SCHEMA, RunBusyError, RunFolder, log_to, stop_log
+from spectral_run.runner.settings import Settings
+from spectral_run.trackers.base import RunInfo
+
+log = logging.getLogger("spectral_run")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``code`` is the command's: 0 done, 1 failed, 2 bad configuration."""
+
+    code: int
+    status: str  # done, failed, diverged, busy, valid, invalid
+    folder: str | None = None
+    skipped: bool = False
+
+
+def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False) -> Outcome:
+    """Do a run, or skip it where it is finished. Raises ``ConfigurationError`` before any work is done.
+
+    Every other error ends as ``status: failed`` with its traceback in ``run.log``; ``KeyboardInterrupt`` passes.
+    """
+    torch.set_num_threads(settings.threads)
+    torch.set_default_dtype(torch.float32)
+    folder = RunFolder(settings, choices)
+    parts = build_parts(settings)
+    if settings.validate:
+        log.info("valid: %s (%d parameters)", folder.label, parts.objective.n)
+        return Outcome(0, "valid")
+    earlier = None if settings.rerun else folder.result()
+    if earlier is not None and earlier.get("status") in ("done", "diverged"):
+        log.info("skipped, finished before (%s): %s", earlier["status"], folder.path)
+        return Outcome(0 if earlier["status"] == "done" else 1, earlier["status"], str(folder.path), skipped=True)
+    try:
+        folder.open()
+    except RunBusyError as error:
+        log.error("%s", error)
+        return Outcome(1, "busy", str(folder.path))
+    handler = log_to(folder.path / "run.log")
+    try:
+        return _record(parts, folder, bar=bar)
+    finally:
+        stop_log(handler)
+        folder.close()
+
+
+def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
+    """Run, and write down whatever came of it."""
+    started = time.perf_counter()
+    result = _header(parts, folder)
+    try:
+        if parts.settings.rerun:
+            folder.clear()
+        else:
+            (folder.path / "result.json").unlink(missing_ok=True)  # of an earlier failure
+        _run(parts, folder, result, bar=bar)
+    except DivergedError as error:
+        log.error("%s", error)
+        result |= {"status": "diverged", "error": str(error), "step": error.step, "loss": error.loss}
+    except Exception as error:  # the run ends here, whatever it was; the sweep goes on
+        log.error("%s", describe(error))
+        log.debug("%s", traceback.format_exc())
+        result |= {"status": "failed", "error": describe(error), "traceback": traceback.format_exc()}
+    result["seconds"] = time.perf_counter() - started
+    try:
+        folder.write_result(result)
+    except OSError as error:
+        log.error("result.json could not be written: %s", describe(error))
+        return Outcome(1, "failed", str(folder.path))
+    status = str(result["status"])
+    return Outcome(0 if status == "done" else 1, status, str(folder.path))
+
+
+def _run(parts: Parts, folder: RunFolder, result: dict[str, Any], *, bar: bool) -> None:
+    settings = parts.settings
+    home = DataHome(Path(settings.data_root), settings.download)
+    parts.dataset.prepare(home)
+    for test in parts.tests.values():
+        test.prepare(parts.dataset, home)
+    data = parts.dataset.load(home).to(parts.device, parts.dtype)
+    for notice in data.notices:
+        log.warning("%s", notice)
+    result["data"] = {
+        "name": data.name,
+        "rows": data.rows,
+        "sha256": data.sha256,
+        "official": data.official,
+        "files": dict(data.files),
+        "notices": list(data.notices),
+    }
+    state = _resumable(folder, settings, data)
+    if state is None:
+        folder.clear()
+    log.info("%s %s, %d parameters", "resuming" if state else "starting", folder.path, parts.objective.n)
+    log.info("backend %s: %s", parts.backend.name, parts.backend.why)
+    config = OmegaConf.to_container(OmegaConf.structured(settings))
+    assert isinstance(config, dict)
+    parts.tracker.start(
+        RunInfo(folder.label, settings.name, folder.path, {str(k): v for k, v in config.items()}, state is not None)
+    )
+    loop = Loop(parts, data, folder, parts.tracker, state)
+    try:
+        with epoch_report(settings.training.epochs, loop.epoch, bar=bar) as report:
+            loop.run(report)
+        _measure(parts, data, home, loop, folder, result)
+    finally:
+        loop.close()
+    result["status"] = "done"
+    parts.tracker.finish(result)
+
+
+def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFolder, result: dict[str, Any]) -> None:
+    """Everything that is said of the trained network, at the selected checkpoint."""
+    settings, c = parts.settings, parts.settings.curvature
+    assert loop.best is not None
+    parts.model.load_state_dict(loop.best["model"])
+    checkpoint.save_weights(folder.path / "model.pt", loop.best["model"])
+    with loop.clock.phase("evaluation"):
+        train = evaluate(parts.objective, data.train)
+        result["val"] = evaluate(parts.objective, data.validation).numbers()
+        result["test"] = evaluate(parts.objective, data.test).numbers()
+    began = time.perf_counter()
+    with loop.clock.phase("evaluation"):
+        start = seeding.generator(settings.seed, parts.dataset.name, "measure", 0)
+        rho = measure_rho(
+            parts.objective,
+            data.train.inputs,
+            data.train.targets,
+            parts.measuring,
+            start,
+            batch_size=c.batch_size,
+            weight_decay=parts.weight_decay,
+        )
+    result["rho"] = _rho(rho, settings, len(data.train)) | {"seconds": time.perf_counter() - began}
+    if not rho.converged:
+        log.warning(
+            "rho did not converge (%s): residual %.3g after %d products", rho.reason, rho.residual, rho.products
+        )
+    result["generalization"], result["generalization_details"] = {}, {}
+    for name, test in parts.tests.items():
+        with loop.clock.phase("evaluation"):
+            tested = test.evaluate(lambda inputs: predict(parts.model, inputs), data, home)
+        result["generalization"][name] = {metric: asdict(value) for metric, value in tested.metrics.items()}
+        result["generalization_details"][name] = dict(tested.details)
+    seconds = loop.clock.seconds()
+    result["train"] = {
+        "epochs": loop.epoch,
+        "steps": loop.step,
+        "best_epoch": loop.best["epoch"],
+        "products": loop.products,
+        "gradient_evaluations": loop.evaluations,
+        "seconds": sum(value for phase, value in seconds.items() if phase != "evaluation"),
+        "seconds_by_phase": seconds,
+        **train.numbers(),
+    }
+
+
+def _header(parts: Parts, folder: RunFolder) -> dict[str, Any]:
+    settings = parts.settings
+    return {
+        "schema": RESULT_SCHEMA,
+        "status": "failed",
+        "name": settings.name,
+        "run_id": folder.run_id,
+        "config_hash": settings.config_hash,
+        "seed": settings.seed,
+        "choices": folder.choices,
+        "config": settings.deciding,
+        "device": str(parts.device),
+        "threads": settings.threads,
+        "versions": folder.write_environment(str(parts.device)),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parameters": parts.objective.n,
+        "backend": {"name": parts.backend.name, "why": parts.backend.why},
+    }
+
+
+def _rho(rho: EigenResult, settings: Settings, rows: int) -> dict[str, Any]:
+    return {
+        "value": rho.rho,
+        "lambda": rho.value,
+        "residual": rho.residual,
+        "converged": rho.converged,
+        "reason": rho.reason,
+        "products": rho.products,
+        "solver": settings.curvature.solver,
+        "rows": rows,
+        "weight_decay_included": settings.curvature.weight_decay,
+    }
+
+
+def _resumable(folder: RunFolder, settings: Settings, data: Data) -> dict[str, Any] | None:
+    """The newest whole checkpoint of this very run, or None. Raises ``ValueError`` where the data have changed."""
+
+    def damaged(what: str) -> None:
+        log.warning("%s; the one before it is used", what)
+
+    state = checkpoint.load_last(folder.checkpoints, damaged)
+    if state is None:
+        return None
+    if state["config_hash"] != settings.config_hash:
+        log.warning("the checkpoint in %s belongs to other settings; starting over", folder.checkpoints)
+        return None
+    if state["data_sha256"] != data.sha256:
+        raise ValueError(
+            f"{folder.path} was begun on data with sha256 {state['data_sha256'][:12]}, now it is {data.sha256[:12]}; "
+            f"bring the old files back, or start over with rerun=true."
+        )
+    if (folder.path / "metrics.jsonl").stat().st_size < state["metrics_bytes"]:
+        log.warning("%s/metrics.jsonl is shorter than its checkpoint says; starting over", folder.path)
+        return None
+    return state
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line: the system's own words for a full disk or a folder that can't be written."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    if isinstance(error, RuntimeError) and "iostream error" in str(error):
+        return f"writing failed: {error}"
+    return f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
