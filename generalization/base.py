@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spectral_run.datasets.base import Data, DataHome, Dataset
@@ -48,3 +51,27 @@ class GeneralizationTest(ABC):
     @abstractmethod
     def evaluate(self, predict: Predict, data: Data, home: DataHome) -> TestResult:
         """Test a trained network. ``data.test`` lies on the network's device, in its dtype."""
+
+
+def derived_seed(seed: int, *purpose: str | int) -> int:
+    """Seed of one purpose's generator: 63 bits of a hash of the test's seed and the purpose, never of the model."""
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def correctness(predict: Predict, inputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+    """Whether each prediction is right, ``(rows,)``, on the CPU."""
+    right: NDArray[np.bool_] = (predict(inputs) == targets).cpu().numpy()
+    return right
+
+
+def require_classes(test: str, dataset: Dataset) -> None:
+    """Refuse a data set without classes: all tests here count right answers."""
+    if dataset.loss != "cross_entropy":
+        raise ValueError(f"{test}: data set must have classes, got {dataset.name} with loss {dataset.loss}.")
+
+
+def check_seed(test: str, seed: int) -> None:
+    """Refuse a seed that is no integer >= 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"{test}: seed must be an integer >= 0, got {seed!r}.")

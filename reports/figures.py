@@ -12,7 +12,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from spectral_run.reports.collect import curves, labels
 
@@ -58,6 +59,7 @@ def training_curves(results: list[dict[str, Any]], path: Path) -> Path | None:
             axis.set_title(title + (" (mean over batches)" if key == "train/rho" else ""), loc="left")
             if key != "validation/accuracy":
                 axis.set_yscale("log")
+                _plain_log(axis.yaxis)
             else:
                 axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _one_legend(axes)
@@ -93,12 +95,21 @@ def gap_against_rho(results: list[dict[str, Any]], path: Path) -> Path | None:
                     capsize=2, markersize=5, label=label if first else None,
                 )  # fmt: skip
             axis.set_xscale("log")
+            axis.margins(x=0.2)
+            _plain_log(axis.xaxis)
             axis.set_xlabel("spectral radius, full training set")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
             axis.set_title(f"{test}: {metric.replace('_', ' ')}", loc="left")
         _one_legend(axes)
         figure.savefig(path)
     return path
+
+
+def _plain_log(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 of every decade, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _styles(names: list[str]) -> dict[str, dict[str, Any]]:

@@ -30,9 +30,11 @@ def command(arguments: list[str]) -> int:
     # A console script does not look in the current folder; a user's `_target_: mymodule.Net` is there, and
     # launchers' workers look where PYTHONPATH says.
     here = str(Path.cwd())
-    sys.path.insert(0, here)
+    if here not in sys.path:
+        sys.path.insert(0, here)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
+    sys.argv = ["spectral-run", *arguments]  # where Hydra reads them
     return _hydra()
 
 
