@@ -37,7 +37,7 @@ class SpectralRadius(Regularizer):
 
     mu: float
     K: float
-    mode: Literal["converge", "track"] = "track"
+    mode: Literal["converge", "track"] = "converge"
     track: int = 1
     solver: SolverName = "lanczos"
     eps: float = 1e-2
