@@ -35,7 +35,8 @@ def cached(key: str, make: Callable[[], Arrays]) -> Arrays:
         return make()
     path = folder / f"{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as entry:
+        # np.load would leave a file that it opened itself open when that is damaged
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
             return {name: entry[name] for name in entry.files}
     except (OSError, ValueError, EOFError, BadZipFile):  # not there, or not whole
         pass

@@ -7,6 +7,7 @@ Inputs (3, 32, 32), each channel minus its mean over the training split's pixels
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tarfile
 import zlib
@@ -123,7 +124,10 @@ def _find(home: DataHome) -> Found:
             raise missing(ARCHIVE, first, FOLDER, "others of its folder are there; download=true fetches it")
     folder = home.root / FOLDER / PICKLES
     archive = fetch(ARCHIVE, home, FOLDER)
-    unpack(archive, folder)
+    try:
+        unpack(archive, folder)
+    except OSError as error:  # a data root that can only be read
+        raise missing(ARCHIVE, folder, FOLDER, f"unpacking {archive.name} failed: {error}") from error
     return [folder / remote.name for remote in TRAIN], [folder / remote.name for remote in TEST]
 
 
@@ -140,7 +144,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     write_whole(folder / remote.name, partial(shutil.copyfileobj, member))
     except KeyError as error:
         raise DataError(f"{archive}: {error}.") from error
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{archive}: truncated or undecodable ({error}).") from error
 
 
@@ -166,14 +170,18 @@ def _concatenate(parts: list[Rows]) -> Rows:
 def channel_statistics(
     images: UInt8[np.ndarray, "rows 3 32 32"],
 ) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
-    """Mean and population deviation of each channel in units of [0, 1], exact: from counts of the 256 levels."""
+    """Mean and population deviation of each channel in units of [0, 1], exact: from counts of the 256 levels.
+
+    The deviation of a constant channel is given as 1, to divide by.
+    """
     levels = np.arange(256) / 255
     means, deviations = np.empty(3), np.empty(3)
     for channel in range(3):
         counts = torch.bincount(torch.from_numpy(images[:, channel].reshape(-1)), minlength=256).numpy()
         means[channel] = np.average(levels, weights=counts)
-        deviations[channel] = np.sqrt(np.average((levels - means[channel]) ** 2, weights=counts))
-    return means, np.where(deviations == 0, 1.0, deviations)
+        constant = np.count_nonzero(counts) == 1
+        deviations[channel] = 1 if constant else np.sqrt(np.average((levels - means[channel]) ** 2, weights=counts))
+    return means, deviations
 
 
 def normalize(

@@ -84,7 +84,7 @@ class SpectralRadius(Regularizer):
             "rho": result.rho,
             "lambda": result.value,
             "residual": result.residual,
-            "products": float(problem.products),
+            "solver_products": float(result.products),
             "converged": float(result.converged),
         }
         if penalty > 0:

@@ -3,73 +3,104 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-LABEL, SEED = "model", "seed"
+from spectral_run.reports.labels import labels
+
+LABEL, SEED, STATUS = "model", "seed", "status"
+ABOUT = (LABEL, SEED, STATUS, "folder", "config_hash", "data_sha256")
+"""The columns that say what a run is; the others are numbers."""
+LOW, HIGH = " ci_low", " ci_high"
+"""What is added to a number's name for the ends of its 95% interval."""
 
 
 def read_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """The results of the folders that have one, each once, with ``folder`` added; order kept."""
     results = []
     for folder in dict.fromkeys(folders):
-        path = folder / "result.json"
-        if path.exists():
-            results.append(json.loads(path.read_text()) | {"folder": str(folder)})
+        try:
+            result = json.loads((folder / "result.json").read_text())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            continue  # not finished, or no result of ours; ``summarize`` names the folder
+        if isinstance(result, dict):
+            results.append(result | {"folder": str(folder)})
     return results
 
 
-def labels(results: list[dict[str, Any]]) -> list[str]:
-    """What tells the runs apart: choices that differ, then settings that differ among runs of the same choices."""
-    choices = [result["choices"] for result in results]
-    names = [key for key in choices[0] if len({str(c.get(key)) for c in choices}) > 1] if choices else []
-    names = [name for name in names if name != "experiment"]
-    flat = [_flatten(result["config"]) for result in results]
-    texts = []
-    for chosen, config in zip(choices, flat, strict=True):
-        alike = [other for c, other in zip(choices, flat, strict=True) if all(c.get(n) == chosen.get(n) for n in names)]
-        differing = [key for key in config if len({repr(other.get(key)) for other in alike}) > 1]
-        parts = [str(chosen[name]) for name in names]
-        parts += [f"{key.rpartition('.')[2]}={config[key]}" for key in differing]
-        texts.append(", ".join(parts) or str(chosen.get("regularizer", "run")))
-    return texts
+def number(result: Mapping[str, Any], *path: str) -> float:
+    """The number at a path of ``result.json``; NaN where there is none, or null."""
+    value: Any = result
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def table(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row per run: label, seed, status and every number a reader compares; a missing one is NaN."""
+    """A row per run: what it is, its status, and every number a reader compares; a missing one is NaN."""
     rows = []
     for label, result in zip(labels(results), results, strict=True):
-        row: dict[str, Any] = {LABEL: label, SEED: result["seed"], "status": result["status"]}
-        test = result.get("test", {})
-        row["test accuracy"] = test.get("accuracy")
-        row["test loss"] = test.get("loss")
-        row["train loss"] = result.get("train", {}).get("loss")
-        row["rho"] = result.get("rho", {}).get("value")
-        for name, metrics in result.get("generalization", {}).items():
-            for metric, value in metrics.items():
-                row[f"{name} {metric}"] = value["value"]
-        row["training seconds"] = result.get("train", {}).get("seconds")
-        row["products"] = result.get("train", {}).get("products")
+        data = result.get("data") or {}
+        row: dict[str, Any] = {
+            LABEL: label,
+            SEED: result.get("seed"),
+            STATUS: result.get("status", "unknown"),
+            "folder": result.get("folder"),
+            "config_hash": result.get("config_hash"),
+            "data_sha256": data.get("sha256"),
+            "test accuracy": number(result, "test", "accuracy"),
+            f"test accuracy{LOW}": number(result, "test", "ci_low"),
+            f"test accuracy{HIGH}": number(result, "test", "ci_high"),
+            "test loss": number(result, "test", "loss"),
+            "train loss": number(result, "train", "loss"),
+            "rho": number(result, "rho", "value"),
+            "rho converged": _truth((result.get("rho") or {}).get("converged")),
+        }
+        for test, metrics in (result.get("generalization") or {}).items():
+            for metric in metrics:
+                if metric == "test":  # the plain test accuracy again
+                    continue
+                name = readable(f"{test} {metric}")
+                row[name] = number(metrics, metric, "value")
+                row[f"{name}{LOW}"] = number(metrics, metric, "ci_low")
+                row[f"{name}{HIGH}"] = number(metrics, metric, "ci_high")
+        row["training seconds"] = number(result, "train", "seconds")
+        row["products"] = number(result, "train", "products")
         rows.append(row)
     frame = pd.DataFrame(rows)
-    return frame.astype(dict.fromkeys(frame.columns[3:], float))
+    last = ["training seconds", "products"]  # a run with more tests than the first has its columns before these
+    return frame[[name for name in frame.columns if name not in last] + [name for name in last if name in frame]]
+
+
+def readable(name: str) -> str:
+    """A name of a test or metric, for people."""
+    return name.replace("_", " ")
 
 
 def curves(folder: Path) -> pd.DataFrame:
-    """A run's ``metrics.jsonl``: a row per epoch, a column per ``split/name``."""
-    lines = pd.read_json(folder / "metrics.jsonl", lines=True)
-    lines["key"] = lines["split"] + "/" + lines["name"]
-    return lines.pivot_table(index="epoch", columns="key", values="value")
+    """A run's ``metrics.jsonl``: a row per epoch, a column per ``split/name``; empty where nothing was recorded."""
+    try:
+        text = (folder / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        text = ""
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # a killed run's last line
+    values: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            values.setdefault(f"{row['split']}/{row['name']}", {})[row["epoch"]] = float(row["value"])
+    frame = pd.DataFrame(values, dtype=float).sort_index()
+    frame.index.name = "epoch"
+    return frame
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
+def _truth(value: Any) -> float:
+    return float(value) if isinstance(value, bool) else math.nan

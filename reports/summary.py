@@ -6,31 +6,46 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spectral_run.reports.collect import read_results, table
-from spectral_run.reports.figures import gap_against_rho, training_curves
-from spectral_run.reports.tables import print_summary, summary
+from spectral_run.reports.collect import LABEL, STATUS, read_results, table
+from spectral_run.reports.figures import gap_against_rho, save, training_curves
+from spectral_run.reports.tables import legend, markdown, print_summary, summary
+from spectral_run.runner.files import write_whole
 
 
 def summarize(folders: list[Path], destination: Path) -> None:
     """Write ``table.csv``, ``table.md`` and figures over the runs to ``destination``, and print the table."""
     results = read_results(folders)
-    console = Console()
-    if not results:
-        console.print("no run has a result.")
-        return
-    frame = table(results)
-    text = summary(frame)
-    frame.to_csv(destination / "table.csv", index=False)
-    (destination / "table.md").write_text(text.T.to_markdown(disable_numparse=True) + "\n")
-    print_summary(text, f"{len(results)} runs" if len(results) > 1 else results[0]["folder"], console)
-    drawn = [result for result in results if result["status"] == "done"]
-    figures = []
-    if drawn:
-        figures = [training_curves(drawn, destination / "training_curves.png")]
-        figures.append(gap_against_rho(drawn, destination / "gap_against_rho.png"))
-    for result in results:
-        if result["status"] != "done":
-            console.print(f"{result['status']}: {result['folder']}: {result.get('error', '')}", markup=False)
-    for path in filter(None, figures):
-        console.print(f"figure   {path}", highlight=False, soft_wrap=True)
-    console.print(f"results  {destination}", highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)  # a path stays in one piece
+
+    if results:
+        frame = table(results)
+        text, signs = summary(frame), legend(frame)
+        models = frame[LABEL].nunique()
+        title = f"{len(frame)} run{'s' * (len(frame) > 1)} of {models} model{'s' * (models > 1)}"
+        if len(frame) > 1:
+            say(title)
+        print_summary(text, console)
+        if signs:
+            say(signs)
+        destination.mkdir(parents=True, exist_ok=True)
+        write_whole(destination / "table.csv", frame.to_csv(index=False).encode())
+        write_whole(
+            destination / "table.md", f"{title}. {signs}".rstrip(". ").encode() + b".\n\n" + markdown(text).encode()
+        )
+        for status, folder, error in zip(
+            frame[STATUS], frame["folder"], (str(r.get("error") or "") for r in results), strict=True
+        ):
+            if status != "done":
+                say(f"{status}: {folder}{': ' * bool(error)}{error.partition(chr(10))[0]}")
+    known = {result["folder"] for result in results}
+    for folder in dict.fromkeys(folders):
+        if str(folder) not in known:
+            say(f"no result: {folder}")
+    for name, figure in (("training_curves", training_curves(results)), ("gap_against_rho", gap_against_rho(results))):
+        if figure is not None:
+            save(figure, destination / f"{name}.png")
+            say(f"figure   {destination / name}.png")
+    say(f"results  {destination}")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 CONF = Path(__file__).parent.parent / "conf"
+_CONFIG_DIR = ("--config-dir", "-cd")
+_WITH_VALUE = (*_CONFIG_DIR, "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--experimental-rerun")
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def command(arguments: list[str]) -> int:
         sys.path.insert(0, here)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
-    sys.argv = ["spectral-run", *arguments]  # where Hydra reads them
+    sys.argv = ["spectral-run", *_flags_first(arguments)]  # where Hydra reads them
     return _hydra()
 
 
@@ -105,11 +107,26 @@ def _own_conf(arguments: list[str]) -> list[Path]:
     """A user's own conf folder, where ``--config-dir`` names one."""
     folders = []
     for i, argument in enumerate(arguments):
-        if argument in ("--config-dir", "-cd") and i + 1 < len(arguments):
+        if argument in _CONFIG_DIR and i + 1 < len(arguments):
             folders.append(Path(arguments[i + 1]))
         elif argument.startswith("--config-dir="):
             folders.append(Path(argument.partition("=")[2]))
     return [folder for folder in folders if folder.is_dir()]
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Hydra's parser refuses overrides on both sides of a flag; people write them where they come to mind."""
+    flags, overrides = [], []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("-"):
+            flags.append(argument)
+            if rest and (argument in _WITH_VALUE or (argument == "--info" and "=" not in rest[0])):
+                flags.append(rest.pop(0))
+        else:
+            overrides.append(argument)
+    return flags + overrides
 
 
 def _complain(message: str) -> None:

@@ -127,9 +127,16 @@ class Lines:
         self._file.close()
 
 
+class _RunLog(logging.FileHandler):
+    """A log that stays silent when it can't be written: on a full disk the run itself says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name is logging's)
+        """Nothing more can be done here."""
+
+
 def log_to(path: Path) -> logging.Handler:
     """Send the ``spectral_run`` log to ``run.log`` as well; returns the handler, to be removed by ``stop_log``."""
-    handler = logging.FileHandler(path)
+    handler = _RunLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("spectral_run").addHandler(handler)
     return handler

@@ -92,6 +92,8 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
         log.error("result.json could not be written: %s", describe(error))
         return Outcome(1, "failed", str(folder.path))
     status = str(result["status"])
+    if status != "done":
+        log.info("its folder: %s", folder.path)
     return Outcome(0 if status == "done" else 1, status, str(folder.path))
 
 
@@ -243,4 +245,6 @@ def describe(error: BaseException) -> str:
         return f"{error.strerror}{where}"
     if isinstance(error, RuntimeError) and "iostream error" in str(error):
         return f"writing failed: {error}"
-    return f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+    if isinstance(error, ValueError | OSError):  # ours, written to be read
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -138,7 +138,8 @@ def settings_from(config: DictConfig | Mapping[str, Any]) -> Settings:
         settings = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
-        raise ConfigurationError(f"There is no setting {key!r}.{nearest(key, keys_of(plain))}") from error
+        known = keys_of(OmegaConf.structured(Settings))
+        raise ConfigurationError(f"there is no setting {key!r}.{nearest(key, known)}") from error
     except MissingMandatoryValue as error:
         raise ConfigurationError(f"{error.full_key} needs a value.") from error
     except OmegaConfBaseException as error:

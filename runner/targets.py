@@ -37,7 +37,7 @@ def build(node: Mapping[str, Any], where: str, *positional: Any, **given: Any) -
             )
     offered = {key: value for key, value in given.items() if key in parameters and key not in arguments}
     built = {key: build_if_target(value, f"{where}.{key}") for key, value in arguments.items()}
-    _check_types(constructor, built, where, target)
+    built = _checked(constructor, built, where, target)
     try:
         inspect.signature(constructor).bind(*positional, **built, **offered)
         return constructor(*positional, **built, **offered)
@@ -88,15 +88,22 @@ def _parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 
 
-def _check_types(constructor: Callable[..., Any], arguments: Mapping[str, Any], where: str, target: str) -> None:
-    """Compare plain values with the annotations; lists and dictionaries are left to the constructor."""
+def _checked(constructor: Callable[..., Any], arguments: Mapping[str, Any], where: str, target: str) -> dict[str, Any]:
+    """Plain values compared with the annotations, 1 made 1.0 for a float; the rest is left to the constructor."""
     function = constructor.__init__ if isinstance(constructor, type) else constructor  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):
-        return
+        return dict(arguments)
+    checked = dict(arguments)
     for key, value in arguments.items():
-        plain = value is None or isinstance(value, bool | int | float | str)
-        if plain and key in hints and not is_bearable(value, hints[key], conf=_NUMERIC):
-            allowed = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key]).replace("typing.", "")
+        hint = hints.get(key)
+        if hint is None or not (value is None or isinstance(value, bool | int | float | str)):
+            continue
+        # To Python a bool is an int; to a person true is no number.
+        if not is_bearable(value, hint, conf=_NUMERIC) or (isinstance(value, bool) and "bool" not in str(hint)):
+            allowed = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ConfigurationError(f"{where}.{key}: {target} needs {allowed}, got {value!r}.")
+        if isinstance(value, int) and not is_bearable(value, hint):
+            checked[key] = float(value)
+    return checked

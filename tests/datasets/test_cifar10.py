@@ -4,9 +4,7 @@ import hashlib
 import io
 import os
 import pickle
-import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10 as Torchvision  # noqa: N811
 
-from spectral_run.datasets import cifar10
 from spectral_run.datasets.base import DataError, DataHome
 from spectral_run.datasets.cifar10 import CIFAR10, channel_statistics
 from spectral_run.datasets.cifar10_files import read_pickle
@@ -265,59 +262,6 @@ def test_shards_of_another_layout(home: DataHome) -> None:
     (folder / "train-00000-of-00007.parquet").write_bytes(whole)
     with pytest.raises(DataError, match="train shards of several series: 00005, 00007"):
         CIFAR10().prepare(home)
-
-
-def pack(tmp_path: Path, extra: Callable[[tarfile.TarFile], None] | None = None) -> bytes:
-    folder = write_pickles(tmp_path / "made" / "cifar-10-batches-py")
-    with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as tar:
-        tar.add(folder, "cifar-10-batches-py")
-        if extra is not None:
-            extra(tar)
-    return (tmp_path / "made.tar.gz").read_bytes()
-
-
-def test_download_is_unpacked(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def climb(tar: tarfile.TarFile) -> None:
-        member = tarfile.TarInfo("../../climbed")
-        tar.addfile(member, io.BytesIO())
-
-    server.content = pack(tmp_path, climb)
-    md5 = hashlib.md5(server.content).hexdigest()
-    monkeypatch.setattr(cifar10, "ARCHIVE", replace(cifar10.ARCHIVE, url=server.url, md5=md5))
-    home = DataHome(tmp_path / "root" / "data", download=True)
-    CIFAR10().prepare(home)
-    CIFAR10().prepare(home)
-    assert len(server.ranges) == 1
-    folder = home.root / "cifar10" / "cifar-10-batches-py"
-    assert sorted(path.name for path in folder.iterdir()) == [*TRAIN, "test_batch"]
-    assert not list(tmp_path.rglob("climbed"))
-    assert CIFAR10().load(home).rows["test"] == 20
-
-
-def test_link_in_the_archive(tmp_path: Path, home: DataHome) -> None:
-    target = tmp_path / "cifar-10-python.tar.gz"
-    with tarfile.open(target, "w:gz") as tar:
-        for name in [*TRAIN, "test_batch"]:
-            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
-            tar.addfile(member)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match=r"tar\.gz: "):
-        cifar10.unpack(target, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_damaged_archives(tmp_path: Path) -> None:
-    path = tmp_path / "cifar-10-python.tar.gz"
-    whole = pack(tmp_path)
-    for content, message in ((whole[:-500], "truncated"), (b"no archive", "undecodable"), (b"", "undecodable")):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"tar\.gz: .*{message}"):
-            cifar10.unpack(path, tmp_path / "out")
-    with tarfile.open(path, "w:gz"):
-        pass
-    with pytest.raises(DataError, match="data_batch_1.* not found"):
-        cifar10.unpack(path, tmp_path / "out")
 
 
 def test_settings_are_checked() -> None:

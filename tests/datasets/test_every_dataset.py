@@ -84,6 +84,7 @@ def test_file_layout(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_constructing_touches_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     construct(name)  # imports its module
+    settings = config(name).dataset
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError(f"opened {args[0]}")
@@ -93,7 +94,7 @@ def test_constructing_touches_no_file(name: str, tmp_path: Path, monkeypatch: py
         patch.setattr("io.open", refuse)
         patch.setattr("builtins.open", refuse)
         patch.setattr("os.stat", refuse)
-        dataset = construct(name)
+        dataset = instantiate(settings, _convert_="all")
         facts = (dataset.name, dataset.input_shape, dataset.classes, dataset.standardized, dataset.loss)
     assert facts[0] == name
     assert not list(tmp_path.iterdir())

@@ -142,6 +142,14 @@ def test_no_server(server: Any, online: DataHome) -> None:
         assert part in str(caught.value)
 
 
+def test_root_that_cannot_be_made(server: Any, tmp_path: Path) -> None:
+    server.content = CONTENT
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"fetching it failed: .*file"):
+        fetch(remote_file(server.url), DataHome(tmp_path / "file" / "data"), "folder")
+    assert server.ranges == []
+
+
 def test_missing_without_download(home: DataHome) -> None:
     with pytest.raises(FileNotFoundError, match="download=true fetches it") as caught:
         fetch(remote_file("http://example.invalid/"), home, "folder")

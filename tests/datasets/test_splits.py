@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral_run.datasets.base import DataError
@@ -12,6 +12,7 @@ COUNTS = (500, 300, 150, 50)
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), COUNTS))
 
 
+@settings(derandomize=True, database=None, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), fraction=st.floats(0.05, 0.9))
 def test_hold_out_is_a_stratified_partition(seed: int, fraction: float) -> None:
     kept, held = hold_out("X", LABELS, fraction, seed)
@@ -22,7 +23,7 @@ def test_hold_out_is_a_stratified_partition(seed: int, fraction: float) -> None:
     assert (np.abs(np.bincount(LABELS[held], minlength=4) - expected) <= 1).all()
 
 
-@pytest.mark.parametrize(("fraction", "rows", "held"), [(1 / 7, 7291, 1041), (0.2, 1000, 200), (0.7, 10, 7)])
+@pytest.mark.parametrize(("fraction", "rows", "held"), [(1 / 7, 7291, 1041), (0.2, 1000, 200), (0.29, 100, 29)])
 def test_fractions_round_down(fraction: float, rows: int, held: int) -> None:
     assert len(hold_out("X", np.arange(rows) % 2, fraction, 0)[1]) == held
 

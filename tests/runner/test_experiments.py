@@ -1,0 +1,72 @@
+"""Every conf file composes, and every experiment and data set runs for one step where its data are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from spectral_run.runner.help import describe
+from spectral_run.runner.parts import build_parts
+from spectral_run.runner.settings import settings_from
+
+CONF = Path(__file__).parents[2] / "conf"
+CHOICES = sorted(
+    (path.parent.relative_to(CONF).as_posix(), path.stem)
+    for path in CONF.rglob("*/*.yaml")
+    if "hydra" not in path.parts and path.parent.name != "experiment"
+)
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+# What has to be chosen along with a choice that is not for the default data set.
+ALONG = {
+    ("model", "usps_cnn"): ["dataset=usps"],
+    ("generalization", "transfer"): ["dataset=usps"],
+    ("generalization", "covariate_shift"): ["dataset=covtype"],
+}
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_builds(group: str, choice: str) -> None:
+    with initialize_config_module(version_base="1.3", config_module="spectral_run.conf"):
+        config = compose("config", [*ALONG.get((group, choice), []), f"{group}={choice}"])
+    settings = settings_from(config)
+    parts = build_parts(settings)
+    assert parts.objective.n > 0
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_conf_file_says_in_a_line_what_it_is(path: Path) -> None:
+    assert 10 < len(describe(path)) <= 130
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_for_a_step(command, name: str) -> None:
+    stored = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
+    override = next((d["override /dataset"] for d in stored.defaults if "override /dataset" in d), "digits")
+    if override not in ("digits", "synthetic") and "SPECTRAL_DATA" not in os.environ:
+        pytest.skip("SPECTRAL_DATA is not set")
+    ran = command(f"experiment={name}", "training.max_steps=1", "curvature.cap=2", "seed=0")
+    assert ran.code == 0, ran.err
+    assert list(ran.folder.rglob("table.md"))
+
+
+@pytest.mark.skipif("SPECTRAL_DATA" not in os.environ, reason="SPECTRAL_DATA is not set")
+@pytest.mark.parametrize("dataset", ["usps", "covtype", "cifar10"])
+def test_real_data_run_for_a_step(command, dataset: str) -> None:
+    # 20 draws of 10,000 images through a ResNet would take minutes.
+    few = ["dataset.rows=500", "generalization.augmentation.draws=1"] if dataset == "cifar10" else []
+    ran = command(f"dataset={dataset}", "training.max_steps=1", "curvature.cap=2", *few)
+    assert ran.code == 0, ran.err
+    result = ran.result()
+    assert result["data"]["name"] == dataset
+    assert len(result["data"]["sha256"]) == 64
+    assert result["generalization"]
+
+
+def test_synthetic_measures_its_prescribed_top_eigenvalue(command) -> None:
+    ran = command("dataset=synthetic", "training.epochs=1", "dtype=float64", "curvature.eps=1e-8")
+    assert ran.code == 0, ran.err
+    assert ran.result()["rho"]["value"] == pytest.approx(4.0, rel=1e-10)
