@@ -160,7 +160,7 @@ def gap_against_rho(results: Sequence[dict[str, Any]]) -> Figure | None:
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, whole."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
 
 
@@ -204,7 +204,7 @@ def _panels(count: int, captions: Sequence[str]) -> tuple[Figure, list[Axes]]:
     width = max(4.2, 3.4 * columns)
     lines = sum(caption.count("\n") + 1 for caption in captions)
     height = 3.0 * rows + 0.17 * math.ceil(lines / _legend_columns(width, captions)) + 0.25
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:

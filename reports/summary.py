@@ -32,9 +32,8 @@ def summarize(folders: list[Path], destination: Path) -> None:
             say(signs)
         destination.mkdir(parents=True, exist_ok=True)
         write_whole(destination / "table.csv", frame.to_csv(index=False).encode())
-        write_whole(
-            destination / "table.md", f"{title}. {signs}".rstrip(". ").encode() + b".\n\n" + markdown(text).encode()
-        )
+        caption = ". ".join(part[0].upper() + part[1:] for part in (title, signs) if part)
+        write_whole(destination / "table.md", f"{caption}.\n\n{markdown(text)}".encode())
         for status, folder, error in zip(
             frame[STATUS], frame["folder"], (str(r.get("error") or "") for r in results), strict=True
         ):

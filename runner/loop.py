@@ -21,6 +21,7 @@ from torch import Tensor
 from spectral_run.curvature.exact_layers import running_statistics
 from spectral_run.curvature.measure import measure_rho
 from spectral_run.datasets.base import Data
+from spectral_run.optimizers.schedules import schedule
 from spectral_run.regularizers.base import RegularizedGradient, Step
 from spectral_run.runner import checkpoint, seeding
 from spectral_run.runner.clock import Clock
@@ -56,12 +57,8 @@ class Loop:
         self._regularizer_calls = 0
         training = parts.settings.training
         self._steps_per_epoch = -(-len(data.train) // training.batch_size)
-        self._factor = {
-            "constant": lambda epoch: 1.0,
-            "inverse_epoch": lambda epoch: 1.0 / (epoch + 1),
-            "cosine": lambda epoch: 0.5 * (1.0 + math.cos(math.pi * epoch / training.epochs)),
-        }[training.schedule]
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(parts.optimizer, self._factor)
+        factor = schedule(training.schedule, training.epochs)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(parts.optimizer, factor)
         self.clock = Clock(state["seconds"] if state else None)
         torch.manual_seed(seeding.derive(parts.settings.seed, parts.dataset.name, "forward"))
         if state:

@@ -86,6 +86,7 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
         log.debug("%s", traceback.format_exc())
         result |= {"status": "failed", "error": describe(error), "traceback": traceback.format_exc()}
     result["seconds"] = time.perf_counter() - started
+    parts.tracker.finish(result)
     try:
         folder.write_result(result)
     except OSError as error:
@@ -132,7 +133,6 @@ def _run(parts: Parts, folder: RunFolder, result: dict[str, Any], *, bar: bool) 
     finally:
         loop.close()
     result["status"] = "done"
-    parts.tracker.finish(result)
 
 
 def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFolder, result: dict[str, Any]) -> None:

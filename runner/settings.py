@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-SCHEDULES = ("constant", "inverse_epoch", "cosine")
+from spectral_run.optimizers.schedules import SCHEDULES
 
 # What decides no number of a run: left out of its hash, so that moving a folder does not repeat the work.
 _IRRELEVANT = (
