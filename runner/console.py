@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 log = logging.getLogger("spectral_run")
 
@@ -37,7 +38,9 @@ class EpochReport:
 
     def __call__(self, epoch: int, values: Mapping[str, float]) -> None:
         """An epoch is done."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        # On a terminal of 80 columns the bar leaves room for three numbers.
+        shown = {name: value for name, value in values.items() if self._progress is None or name != "val loss"}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=epoch, text=text)
         elif epoch % max(1, self._epochs // 10) == 0 or epoch == self._epochs:
@@ -51,9 +54,9 @@ def epoch_report(epochs: int, done: int, *, bar: bool) -> Iterator[EpochReport]:
         yield EpochReport(epochs, None, None)
         return
     columns = (
-        TextColumn("epoch {task.completed}/{task.total}"),
-        BarColumn(),
-        TimeRemainingColumn(),
+        TextColumn("epoch {task.completed}/{task.total}", table_column=Column(no_wrap=True, min_width=13)),
+        BarColumn(bar_width=10, table_column=Column(min_width=10)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(), transient=True) as progress:

@@ -31,6 +31,13 @@ from spectral_run.runner.parts import Parts
 from spectral_run.runner.record import Lines, RunFolder
 from spectral_run.trackers.base import Tracker
 
+_SHOWN = {
+    "train/loss": "loss",
+    "validation/loss": "val loss",
+    "validation/accuracy": "val acc",
+    "train/rho": "batch rho",
+    "train/full_rho": "rho",
+}
 BLOWN_UP = 1e6  # times the first loss (or 1): beyond it a run has diverged, finite or not
 
 
@@ -232,8 +239,7 @@ class Loop:
         self.timing.write(step=self.step, epoch=self.epoch, seconds=self.clock.seconds())
         self.tracker.log(self.step, numbers)
         self._schedule.step()
-        shown = ("train/loss", "train/rho", "validation/loss", "validation/accuracy", "train/full_rho")
-        return {name: numbers[name] for name in shown if name in numbers}
+        return {shown: numbers[name] for name, shown in _SHOWN.items() if name in numbers}
 
     def _select(self, validation: Mapping[str, float]) -> None:
         by = self.parts.settings.training.select_by

@@ -27,7 +27,7 @@ def test_golden(command, name: str) -> None:
     result = ran.result()
     numbers = {f"{line['split']}/{line['name']}": line["value"] for line in lines}
     numbers |= {"rho": result["rho"]["value"], "test/loss": result["test"]["loss"]}
-    numbers |= {"at1": result["generalization"]["augmentation"]["at1"]["value"]}
+    numbers |= {"half_at1": result["generalization"]["augmentation"]["half_at1"]["value"]}
     file = GOLDEN / f"{name}.json"
     if os.environ.get("SPECTRAL_RENEW_GOLDEN"):
         file.write_text(json.dumps(numbers, indent=2) + "\n")
