@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from spectral_run.curvature.backends import choose_backend
+from spectral_run.curvature.exact_layers import swap_norms
 from spectral_run.curvature.objective import Objective
 from spectral_run.models.mlp import MLP
 from spectral_run.models.resnet import ResNet
@@ -48,7 +49,7 @@ def main() -> None:
     print(f"{'network':<18}{'penalty':<18}" + "".join(f"{f'{n} thread' + 's' * (n > 1):>14}" for n in threads))
     for name, (build, shape) in CASES.items():
         torch.manual_seed(0)
-        objective = Objective(build(), F.cross_entropy)
+        objective = Objective(swap_norms(build()), F.cross_entropy)
         inputs, targets = torch.rand(shape), torch.randint(7, (shape[0],))
         for penalty, regularizer in PENALTIES.items():
             n = max(1, steps // (20 if "resnet" in name else 1))
