@@ -35,6 +35,7 @@ class _ExactRunningNorm(_ExactNorm):
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
+    counts_batches = True
 
     def __init__(self, layer: Any, kept: tuple[int, ...]) -> None:
         super().__init__(layer)
@@ -71,10 +72,12 @@ class _ExactRunningNorm(_ExactNorm):
         if running_mean is None or running_var is None or batches is None:
             return
         # Over the batch (InstanceNorm keeps that dimension), and unbiased as in torch: the biased one is for the batch.
-        mean, variance = mean.flatten(2).mean((0, 2)), variance.flatten(2).mean((0, 2)) * (count / max(count - 1, 1))
+        mean, variance = (moment.transpose(0, 1).flatten(1).mean(1) for moment in (mean, variance))
+        variance = variance * (count / max(count - 1, 1))
         with torch.no_grad():
-            batches += 1
-            weight = 1.0 / float(batches) if self.momentum is None else self.momentum
+            if self.counts_batches:
+                batches += 1
+            weight = (1.0 / float(batches) if batches else 0.0) if self.momentum is None else self.momentum
             running_mean.lerp_(mean.to(running_mean.dtype), weight)
             running_var.lerp_(variance.to(running_var.dtype), weight)
 
@@ -90,6 +93,8 @@ class ExactBatchNorm(_ExactRunningNorm):
 @final
 class ExactInstanceNorm(_ExactRunningNorm):
     """InstanceNorm1d, 2d or 3d, on batched input."""
+
+    counts_batches = False  # as torch's, which leaves its counter at 0
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer, kept=(0, 1))

@@ -80,7 +80,7 @@ def print_summary(text: pd.DataFrame, console: Console) -> None:
     """Models side by side where they fit; else a row each, in as many blocks of columns as the width asks for."""
     for block in blocks(text, console.width):
         grid = Table()
-        first = _first(block, console.width)
+        first = (_folded if block.index.name is None else _first)(block, console.width)
         least = [min(_width(block, i), console.width // 2) for i in range(block.shape[1])]
         spare = console.width - first - sum(least)
         grid.add_column("" if block.index.name is None else LABEL, overflow="fold", width=first - 4)
@@ -97,7 +97,10 @@ def print_summary(text: pd.DataFrame, console: Console) -> None:
 def blocks(text: pd.DataFrame, width: int) -> list[pd.DataFrame]:
     """The table cut into parts that are no wider than ``width``, where a part with one column can be."""
     across = text.T.rename_axis(index=None, columns=None)
-    if len(text) <= _BESIDE and _first(across, width) + sum(_width(across, i) for i in range(across.shape[1])) <= width:
+    if (
+        len(text) <= _BESIDE
+        and _folded(across, width) + sum(_width(across, i) for i in range(across.shape[1])) <= width
+    ):
         return [across]
     parts: list[list[int]] = []
     used = width + 1
@@ -114,6 +117,13 @@ def blocks(text: pd.DataFrame, width: int) -> list[pd.DataFrame]:
 def _first(shown: pd.DataFrame, width: int) -> int:
     """Characters of the first column with its frame: half the width at most, beyond that it is folded."""
     return min(width // 2 - 4, max(len(LABEL), *(len(str(name)) for name in shown.index))) + 4
+
+
+def _folded(shown: pd.DataFrame, width: int) -> int:
+    """The same where the names may be folded at spaces to make room for the columns."""
+    words = [word for name in shown.index for word in str(name).split()]
+    room = width - sum(_width(shown, i) for i in range(shown.shape[1]))
+    return max(16, max(map(len, words)) + 4, min(room, _first(shown, width)))
 
 
 def _width(shown: pd.DataFrame, column: int) -> int:
