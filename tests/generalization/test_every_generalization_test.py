@@ -60,7 +60,9 @@ def test_none_is_empty():
 @pytest.mark.parametrize("name", NAMES)
 def test_head_of_the_file(name):
     package, description = (CONF / f"{name}.yaml").read_text().splitlines()[:2]
-    assert package == f"# @package generalization.{name}"
+    # A variant (augmentation_8x8) takes the place of what it varies.
+    assert package.startswith("# @package generalization.")
+    assert f"{name}_".startswith(package.rpartition(".")[2] + "_")
     assert description.startswith("# ")
     assert description.endswith(".")
 

@@ -17,9 +17,15 @@ CLASSES = 7
 ROWS = 12
 
 
+def load(name):
+    """The file with the one it builds upon, where it has a defaults list."""
+    conf = OmegaConf.load(CONF / f"{name}.yaml")
+    return OmegaConf.merge(*map(load, conf.pop("defaults", [])), conf)
+
+
 def make(name, shape, classes=CLASSES):
     torch.manual_seed(0)
-    conf = OmegaConf.load(CONF / f"{name}.yaml")
+    conf = load(name)
     return hydra.utils.instantiate(conf, input_shape=shape, classes=classes, _convert_="all")
 
 
@@ -57,7 +63,7 @@ def test_first_line_describes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_refusal_names_the_model_and_what_came(name):
-    target = OmegaConf.load(CONF / f"{name}.yaml")["_target_"].rsplit(".", 1)[1]
+    target = load(name)["_target_"].rsplit(".", 1)[1]
     for shape in SHAPES:
         if (name, shape) not in CASES:
             with pytest.raises(InstantiationException) as error:
