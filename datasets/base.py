@@ -112,3 +112,28 @@ class Dataset(ABC):
     @abstractmethod
     def load(self, home: DataHome) -> Data:
         """Read, check and split. Raises ``FileNotFoundError`` or ``DataError``, each naming the file."""
+
+
+def check_data(data: Data, dataset: Dataset) -> None:
+    """Raise ``DataError`` naming split and row where the data are not what the data set says of them."""
+    for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        where = f"{dataset.name}, {name} split"
+        if len(split) == 0 or len(split) != len(split.targets):
+            raise DataError(f"{where}: needs as many inputs as targets and at least one, got {len(split)} inputs.")
+        if tuple(split.inputs.shape[1:]) != tuple(dataset.input_shape):
+            got = tuple(split.inputs.shape[1:])
+            raise DataError(f"{where}: inputs must have the shape {tuple(dataset.input_shape)}, got {got}.")
+        tensors = [split.inputs, split.targets]
+        for tensor in tensors:
+            bad = ~torch.isfinite(tensor).flatten(1).all(1) if tensor.dim() > 1 else ~torch.isfinite(tensor)
+            if bad.any():
+                raise DataError(f"{where}: row {int(bad.nonzero()[0])} holds a number that is not finite.")
+        if dataset.loss == "cross_entropy":
+            if split.targets.dtype != torch.int64:
+                raise DataError(f"{where}: targets must be class numbers (int64), got {split.targets.dtype}.")
+            bad = (split.targets < 0) | (split.targets >= dataset.classes)
+            if bad.any():
+                row = int(bad.nonzero()[0])
+                raise DataError(
+                    f"{where}: label must be in [0, {dataset.classes - 1}], got {int(split.targets[row])} in row {row}."
+                )

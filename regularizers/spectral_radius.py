@@ -79,13 +79,19 @@ class SpectralRadius(Regularizer):
                 settings = solver(self.solver, eps=self.eps, relative=self.relative, cap=self.cap)
                 result = settings.solve(problem.hvp, start)
             following, quadratic = result.vector, None
-        penalty = max(0.0, result.rho - self.K)
+        # NaN must not pass for a rho below K: the run has to stop at it.
+        penalty = max(0.0, result.rho - self.K) if result.reason != "nan" else math.nan
+        if math.isnan(penalty) and self.mu > 0:
+            return RegularizedGradient(torch.full_like(gradient, math.nan), loss, math.nan)
         log = {
             "rho": result.rho,
             "lambda": result.value,
             "residual": result.residual,
             "solver_products": float(result.products),
             "converged": float(result.converged),
+            "penalty": 0.0,
+            "penalty_gradient": 0.0,
+            "clipped": 0.0,
         }
         if penalty > 0:
             if quadratic is None:

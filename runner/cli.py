@@ -29,6 +29,14 @@ def command(arguments: list[str]) -> int:
 
         print(help_text([CONF, *_own_conf(arguments)]), end="")
         return 0
+    if "--version" in arguments:
+        from spectral_run import __version__
+
+        print(f"spectral-run {__version__}")
+        return 0
+    if any(argument.strip("'\"") in ("results_dir=", "results_dir=''", 'results_dir=""') for argument in arguments):
+        _complain("results_dir needs a folder's path.")  # Hydra would make its folder at the root of the disk
+        return 2
     # A console script does not look in the current folder; a user's `_target_: mymodule.Net` is there, and
     # launchers' workers look where PYTHONPATH says.
     here = str(Path.cwd())
@@ -82,25 +90,26 @@ def task(config: Any) -> Any:
         from spectral_run.runner.run import Outcome, execute  # torch, once the settings are in order
 
         outcome = execute(settings, _choices(hydra_config.runtime.choices), bar=not many)
+        if outcome.folder and outcome.status == "done" and not many:
+            from spectral_run.reports.summary import summarize
+
+            summarize([Path(outcome.folder)], Path(outcome.folder))
+        if settings.optimized_metric is not None:
+            from spectral_run.runner.sweep import Optimized
+
+            return Optimized.of(outcome, settings.optimized_metric)
     except ConfigurationError as error:
         from spectral_run.runner.run import Outcome
 
         _complain(str(error))
         return Outcome(2, "invalid")
-    if outcome.folder and outcome.status == "done" and not many:
-        from spectral_run.reports.summary import summarize
-
-        summarize([Path(outcome.folder)], Path(outcome.folder))
-    if settings.optimized_metric is None:
-        return outcome
-    from spectral_run.runner.sweep import Optimized
-
-    return Optimized.of(outcome, settings.optimized_metric)
+    return outcome
 
 
 def _choices(choices: Mapping[str, Any]) -> dict[str, str]:
     """Names of what was chosen, for folders and tables."""
-    return {str(group): str(choice) for group, choice in choices.items() if not str(group).startswith("hydra/")}
+    named = {str(group): str(choice) for group, choice in choices.items() if choice not in (None, "None")}
+    return {group: choice for group, choice in named.items() if not group.startswith("hydra/")}
 
 
 def _own_conf(arguments: list[str]) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -27,7 +27,9 @@ class _Printing(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        Console(file=stream, highlight=False, soft_wrap=True).print(self.format(record), markup=False)
+        with suppress(OSError):  # a reader that has gone (`| head`) is no reason to stop a run
+            stream.write(self.format(record) + "\n")
+            stream.flush()
 
 
 class EpochReport:

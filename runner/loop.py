@@ -63,9 +63,12 @@ class Loop:
         self._carried: Mapping[str, Tensor] = {}
         self._regularizer_calls = 0
         training = parts.settings.training
-        self._steps_per_epoch = -(-len(data.train) // training.batch_size)
-        factor = schedule(training.schedule, training.epochs)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(parts.optimizer, factor)
+        # A last batch of a single row would have no batch statistics: it joins the one before.
+        whole, left = divmod(len(data.train), training.batch_size)
+        self._steps_per_epoch = max(1, whole + (left > 1))
+        self._factor = schedule(training.schedule, training.epochs)
+        # Before a state is loaded, whose rates are those of its epoch.
+        self._rates = [group.get("lr", 0.0) for group in parts.optimizer.param_groups]
         self.clock = Clock(state["seconds"] if state else None)
         torch.manual_seed(seeding.derive(parts.settings.seed, parts.dataset.name, "forward"))
         if state:
@@ -73,14 +76,18 @@ class Loop:
         self.metrics = Lines(folder.path / "metrics.jsonl", state["metrics_bytes"] if state else 0)
         self.timing = Lines(folder.path / "timing.jsonl", state["timing_bytes"] if state else 0)
         self._flat_gradient = torch.zeros(parts.objective.n, device=parts.device, dtype=parts.dtype)
-        for parameter, view in zip(parts.objective.parameters, parts.objective.split(self._flat_gradient), strict=True):
-            parameter.grad = view
+        self._gradients = parts.objective.split(self._flat_gradient)
 
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        training = self.parts.settings.training
-        return self.epoch >= training.epochs or (training.max_steps is not None and self.step >= training.max_steps)
+        return self.position == 0 and (self.epoch >= self.parts.settings.training.epochs or self._enough)
+
+    @property
+    def _enough(self) -> bool:
+        """Whether ``max_steps`` are done; the epoch begun is still brought to its record."""
+        most = self.parts.settings.training.max_steps
+        return most is not None and self.step >= most
 
     def run(self, report: EpochReport) -> None:
         """Train to the end. Raises ``DivergedError``; at Ctrl-C saves, then raises ``KeyboardInterrupt``."""
@@ -90,8 +97,13 @@ class Loop:
         with _stop_requests() as stop:
             while not self.finished:
                 order = self._order()
-                while self.position < self._steps_per_epoch and not self.finished:
-                    rows = order[self.position * training.batch_size : (self.position + 1) * training.batch_size]
+                for group, rate in zip(self.parts.optimizer.param_groups, self._rates, strict=True):
+                    if "lr" in group:
+                        group["lr"] = rate * self._factor(self.epoch)
+                while self.position < self._steps_per_epoch and not self._enough:
+                    last = self.position == self._steps_per_epoch - 1
+                    end = len(order) if last else (self.position + 1) * training.batch_size
+                    rows = order[self.position * training.batch_size : end]
                     self._one_step(self.data.train.inputs[rows], self.data.train.targets[rows])
                     self.position += 1
                     self.step += 1
@@ -105,6 +117,8 @@ class Loop:
                 report(self.epoch, self._end_of_epoch())
                 self.save()
                 last_save = time.monotonic()
+                if stop:
+                    raise KeyboardInterrupt
 
     def save(self) -> None:
         """Write a checkpoint of everything."""
@@ -119,7 +133,6 @@ class Loop:
             "data_sha256": self.data.sha256,
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
-            "schedule": {key: value for key, value in self._schedule.state_dict().items() if key != "lr_lambdas"},
             "carried": dict(self._carried),
             "counters": [self.epoch, self.position, self.step, self.products, self.evaluations],
             "first_loss": self.first_loss,
@@ -141,7 +154,6 @@ class Loop:
         parts = self.parts
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(parts.optimizer.param_groups)})
         self._carried = {name: tensor.to(parts.device) for name, tensor in state["carried"].items()}
         self.epoch, self.position, self.step, self.products, self.evaluations = state["counters"]
         self.first_loss, self.best, self._sums = state["first_loss"], state["best"], state["sums"]
@@ -174,6 +186,8 @@ class Loop:
             self._check(result)
             self._carried = result.state
             self._flat_gradient.copy_(result.gradient)
+            for parameter, view in zip(parts.objective.parameters, self._gradients, strict=True):
+                parameter.grad = view  # anew each time: an optimizer's zero_grad() lets go of it
             if calls == 1:
                 self._note(result, len(targets))
             return result.loss
@@ -210,7 +224,7 @@ class Loop:
     def _end_of_epoch(self) -> dict[str, float]:
         parts, settings = self.parts, self.parts.settings
         train = {name: total / weight for name, (total, weight) in self._sums.items()}
-        train["lr"] = float(parts.optimizer.param_groups[0]["lr"])
+        train["lr"] = self._rates[0] * self._factor(self.epoch - 1)
         self._sums = {}
         with self.clock.phase("evaluation"):
             validation = evaluate(parts.objective, self.data.validation).numbers()
@@ -238,7 +252,6 @@ class Loop:
             )
         self.timing.write(step=self.step, epoch=self.epoch, seconds=self.clock.seconds())
         self.tracker.log(self.step, numbers)
-        self._schedule.step()
         return {shown: numbers[name] for name, shown in _SHOWN.items() if name in numbers}
 
     def _select(self, validation: Mapping[str, float]) -> None:

@@ -75,6 +75,8 @@ def build_parts(settings: Settings) -> Parts:
         raise ConfigurationError(f"model: {type(model).__name__} has no trainable parameters.")
     optimizer = _a(torch.optim.Optimizer, build(settings.optimizer, "optimizer", objective.parameters), "optimizer")
     decay = float(optimizer.defaults.get("weight_decay") or 0.0) if c.weight_decay else 0.0
+    if decay and optimizer.defaults.get("decoupled_weight_decay"):
+        raise ConfigurationError(f"curvature.weight_decay: {type(optimizer).__name__}'s decay is no part of any loss.")
     try:
         backend = choose_backend(c.backend, weight_decay=decay)
     except ValueError as error:
@@ -127,8 +129,8 @@ def _model(settings: Settings, dataset: Dataset, device: torch.device, dtype: to
         refuse_inexact(model, inputs)
     except ValueError as error:
         raise ConfigurationError(f"model: {error}") from error
-    except (RuntimeError, IndexError, TypeError) as error:
-        raise ConfigurationError(f"{what}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever a network raises over an input of this shape
+        raise ConfigurationError(f"{what}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     with torch.no_grad(), torch.random.fork_rng():
         shape = tuple(model.eval()(inputs).shape)
     model.train()

@@ -71,10 +71,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Forget what an earlier run left: for ``rerun=true``, and where nothing can be resumed."""
+        for checkpoint in self.checkpoints.glob("*.pt"):  # first: none may outlive the lines it counts on
+            checkpoint.unlink()
         for name in ("result.json", "metrics.jsonl", "timing.jsonl", "model.pt"):
             (self.path / name).unlink(missing_ok=True)
-        for checkpoint in self.checkpoints.glob("*.pt"):
-            checkpoint.unlink()
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, the last file of a run."""

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from spectral_run.curvature.measure import measure_rho
 from spectral_run.curvature.solver import EigenResult
-from spectral_run.datasets.base import Data, DataHome
+from spectral_run.datasets.base import Data, DataHome, check_data
 from spectral_run.runner import checkpoint, seeding
 from spectral_run.runner.console import epoch_report
 from spectral_run.runner.evaluate import evaluate, predict
@@ -24,7 +24,7 @@ from spectral_run.runner.loop import DivergedError, Loop
 from spectral_run.runner.parts import Parts, build_parts
 from spectral_run.runner.record import RESULT_SCHEMA, RunBusyError, RunFolder, log_to, stop_log
 from spectral_run.runner.settings import Settings
-from spectral_run.trackers.base import RunInfo
+from spectral_run.trackers.base import RunInfo, Tracker
 
 log = logging.getLogger("spectral_run")
 
@@ -45,27 +45,40 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
     Every other error ends as ``status: failed`` with its traceback in ``run.log``; ``KeyboardInterrupt`` passes.
     """
     torch.set_num_threads(settings.threads)
-    torch.set_default_dtype(torch.float32)
+    # Convolutions on a GPU would otherwise round to ten bits and pick kernels by stopwatch.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     folder = RunFolder(settings, choices)
     parts = build_parts(settings)
     if settings.validate:
         log.info("valid: %s (%d parameters)", folder.label, parts.objective.n)
         return Outcome(0, "valid")
-    earlier = None if settings.rerun else folder.result()
-    if earlier is not None and earlier.get("status") in ("done", "diverged"):
-        log.info("skipped, finished before (%s): %s", earlier["status"], folder.path)
-        return Outcome(0 if earlier["status"] == "done" else 1, earlier["status"], str(folder.path), skipped=True)
+    if skipped := _finished_before(folder, settings):
+        return skipped
     try:
         folder.open()
     except RunBusyError as error:
         log.error("%s", error)
         return Outcome(1, "busy", str(folder.path))
-    handler = log_to(folder.path / "run.log")
     try:
-        return _record(parts, folder, bar=bar)
+        if skipped := _finished_before(folder, settings):  # by a process that held the lock until now
+            return skipped
+        handler = log_to(folder.path / "run.log")
+        try:
+            return _record(parts, folder, bar=bar)
+        finally:
+            stop_log(handler)
     finally:
-        stop_log(handler)
         folder.close()
+
+
+def _finished_before(folder: RunFolder, settings: Settings) -> Outcome | None:
+    earlier = None if settings.rerun else folder.result()
+    if earlier is None or earlier.get("status") not in ("done", "diverged"):
+        return None
+    status = str(earlier["status"])
+    log.info("skipped, finished before (%s): %s", status, folder.path)
+    return Outcome(0 if status == "done" else 1, status, str(folder.path), skipped=True)
 
 
 def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
@@ -78,6 +91,9 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
         else:
             (folder.path / "result.json").unlink(missing_ok=True)  # of an earlier failure
         _run(parts, folder, result, bar=bar)
+    except KeyboardInterrupt:
+        _close(parts.tracker, result | {"status": "interrupted"})
+        raise
     except DivergedError as error:
         log.error("%s", error)
         result |= {"status": "diverged", "error": str(error), "step": error.step, "loss": error.loss}
@@ -85,8 +101,9 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
         log.error("%s", describe(error))
         log.debug("%s", traceback.format_exc())
         result |= {"status": "failed", "error": describe(error), "traceback": traceback.format_exc()}
+    result["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     result["seconds"] = time.perf_counter() - started
-    parts.tracker.finish(result)
+    _close(parts.tracker, result)
     try:
         folder.write_result(result)
     except OSError as error:
@@ -98,13 +115,22 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
     return Outcome(0 if status == "done" else 1, status, str(folder.path))
 
 
+def _close(tracker: Tracker, result: dict[str, Any]) -> None:
+    try:
+        tracker.finish(result)
+    except Exception as error:  # the result is worth more than its second place
+        log.warning("the tracker could not be closed: %s", describe(error))
+
+
 def _run(parts: Parts, folder: RunFolder, result: dict[str, Any], *, bar: bool) -> None:
     settings = parts.settings
     home = DataHome(Path(settings.data_root), settings.download)
     parts.dataset.prepare(home)
     for test in parts.tests.values():
         test.prepare(parts.dataset, home)
-    data = parts.dataset.load(home).to(parts.device, parts.dtype)
+    data = parts.dataset.load(home)
+    check_data(data, parts.dataset)
+    data = data.to(parts.device, parts.dtype)
     for notice in data.notices:
         log.warning("%s", notice)
     result["data"] = {
@@ -157,7 +183,7 @@ def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFo
             batch_size=c.batch_size,
             weight_decay=parts.weight_decay,
         )
-    result["rho"] = _rho(rho, settings, len(data.train)) | {"seconds": time.perf_counter() - began}
+    result["rho"] = _rho(rho, parts, len(data.train)) | {"seconds": time.perf_counter() - began}
     if not rho.converged:
         log.warning(
             "rho did not converge (%s): residual %.3g after %d products", rho.reason, rho.residual, rho.products
@@ -195,13 +221,12 @@ def _header(parts: Parts, folder: RunFolder) -> dict[str, Any]:
         "device": str(parts.device),
         "threads": settings.threads,
         "versions": folder.write_environment(str(parts.device)),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "parameters": parts.objective.n,
         "backend": {"name": parts.backend.name, "why": parts.backend.why},
     }
 
 
-def _rho(rho: EigenResult, settings: Settings, rows: int) -> dict[str, Any]:
+def _rho(rho: EigenResult, parts: Parts, rows: int) -> dict[str, Any]:
     return {
         "value": rho.rho,
         "lambda": rho.value,
@@ -209,9 +234,9 @@ def _rho(rho: EigenResult, settings: Settings, rows: int) -> dict[str, Any]:
         "converged": rho.converged,
         "reason": rho.reason,
         "products": rho.products,
-        "solver": settings.curvature.solver,
+        "solver": parts.settings.curvature.solver,
         "rows": rows,
-        "weight_decay_included": settings.curvature.weight_decay,
+        "weight_decay": parts.weight_decay,
     }
 
 
@@ -223,6 +248,8 @@ def _resumable(folder: RunFolder, settings: Settings, data: Data) -> dict[str, A
 
     state = checkpoint.load_last(folder.checkpoints, damaged)
     if state is None:
+        if checkpoint.last_path(folder.checkpoints) is not None:
+            log.warning("there is no whole checkpoint in %s; starting over", folder.checkpoints)
         return None
     if state["config_hash"] != settings.config_hash:
         log.warning("the checkpoint in %s belongs to other settings; starting over", folder.checkpoints)
@@ -232,9 +259,11 @@ def _resumable(folder: RunFolder, settings: Settings, data: Data) -> dict[str, A
             f"{folder.path} was begun on data with sha256 {state['data_sha256'][:12]}, now it is {data.sha256[:12]}; "
             f"bring the old files back, or start over with rerun=true."
         )
-    if (folder.path / "metrics.jsonl").stat().st_size < state["metrics_bytes"]:
-        log.warning("%s/metrics.jsonl is shorter than its checkpoint says; starting over", folder.path)
-        return None
+    for name, least in (("metrics.jsonl", state["metrics_bytes"]), ("timing.jsonl", state["timing_bytes"])):
+        path = folder.path / name
+        if (path.stat().st_size if path.exists() else 0) < least:
+            log.warning("%s is shorter than its checkpoint says; starting over", path)
+            return None
     return state
 
 

@@ -111,6 +111,11 @@ class Settings:
         """Raise ``ConfigurationError`` for a value that can't be."""
         if not self.name or any(c in self.name for c in "/\\") or self.name in (".", ".."):
             raise ConfigurationError(f"name must be a folder's name, got {self.name!r}.")
+        if not self.results_dir:
+            raise ConfigurationError("results_dir needs a folder's path.")
+        for group in ("dataset", "model", "optimizer", "regularizer", "tracker"):
+            if not getattr(self, group):
+                raise ConfigurationError(f"{group} needs a choice; spectral-run --help lists them.")
         _at_least("threads", self.threads, 1)
         one_of("dtype", self.dtype, ("float32", "float64"))
         self.training.check()
@@ -121,6 +126,7 @@ class Settings:
         """What decides the run's numbers, seed apart."""
         plain = OmegaConf.to_container(OmegaConf.structured(self))
         assert isinstance(plain, dict)
+        del plain["training"]["checkpoint_minutes"]
         return {str(key): value for key, value in plain.items() if key not in _IRRELEVANT}
 
     @property

@@ -12,6 +12,8 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from spectral_run.runner.settings import ConfigurationError
+
 JOBS = "jobs.jsonl"
 ended: list[int] = []  # exit codes of the command's runs; read by ``cli``
 
@@ -30,6 +32,8 @@ class Optimized(float):
             value = json.loads((Path(outcome.folder) / "result.json").read_text())
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if outcome.status == "done" and not isinstance(value, int | float):
+            raise ConfigurationError(f"optimized_metric: result.json has no number at {path!r}.")
         optimized = cls(value if isinstance(value, int | float) else "nan")
         optimized.outcome = outcome
         return optimized

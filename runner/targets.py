@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from beartype import BeartypeConf
@@ -43,8 +43,9 @@ def build(node: Mapping[str, Any], where: str, *positional: Any, **given: Any) -
         return constructor(*positional, **built, **offered)
     except ConfigurationError:
         raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+    except Exception as error:  # whatever a constructor raises over its settings, the user can change them
+        kind = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
+        raise ConfigurationError(f"{where}: {kind}{error}") from error
 
 
 def build_if_target(value: Any, where: str) -> Any:
@@ -101,7 +102,10 @@ def _checked(constructor: Callable[..., Any], arguments: Mapping[str, Any], wher
         if hint is None or not (value is None or isinstance(value, bool | int | float | str)):
             continue
         # To Python a bool is an int; to a person true is no number.
-        if not is_bearable(value, hint, conf=_NUMERIC) or (isinstance(value, bool) and "bool" not in str(hint)):
+        # And to Python an empty text is a sequence of integers.
+        wrong = isinstance(value, str) and typing.get_origin(hint) in (Sequence, list, tuple)
+        wrong = wrong or (isinstance(value, bool) and "bool" not in str(hint))
+        if wrong or not is_bearable(value, hint, conf=_NUMERIC):
             allowed = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ConfigurationError(f"{where}.{key}: {target} needs {allowed}, got {value!r}.")
         if isinstance(value, int) and not is_bearable(value, hint):

@@ -50,6 +50,14 @@ CONFIGURATION = [
     (["generalization=covariate_shift"], "generalization.covariate_shift: .*"),
     (["dataset=synthetic", "training.select_by=accuracy"], "select_by must be loss for data set synthetic"),
     (["dataset=[digits"], "no viable alternative at input"),
+    (["model.widths="], "model.widths: .*MLP needs .*Sequence.int., got ''"),
+    (["optimizer.betas=[0.9]"], "optimizer: "),
+    (["~model"], "model needs a choice"),
+    (["results_dir="], "results_dir needs a folder's path"),
+    (
+        ["optimizer={_target_: torch.optim.AdamW, weight_decay: 0.1}", "~optimizer.lr", "curvature.weight_decay=true"],
+        "AdamW's decay is no part of any loss",
+    ),
 ]
 
 
@@ -99,7 +107,7 @@ def test_an_undecodable_data_file_is_named(command, tmp_path: Path, content: byt
     folder.mkdir(parents=True)
     for name in ("usps.bz2", "usps.t.bz2"):
         (folder / name).write_bytes(content)
-    ran = command("dataset=usps", "generalization=none")
+    ran = command("dataset=usps", "generalization=none", "data_root=data")
     assert ran.code == 1
     assert message in ran.err
     assert "Traceback" not in ran.err
@@ -193,7 +201,7 @@ def test_changed_data_are_not_mixed_into_a_begun_run(command, tmp_path: Path) ->
         lines = "\n".join(",".join(map(str, row)) for row in rows) + "\n"
         (folder / "covtype.data.gz").write_bytes(gzip.compress(lines.encode()))
 
-    arguments = ("dataset=covtype", "training.epochs=2", "generalization=none")
+    arguments = ("dataset=covtype", "training.epochs=2", "generalization=none", "data_root=data")
     write(0)
     assert command(*arguments).code == 0
     (result,) = tmp_path.rglob("result.json")
@@ -222,3 +230,68 @@ def test_a_failed_run_keeps_its_traceback_and_is_tried_again(quick, monkeypatch:
     assert "in broken" in result["traceback"]
     assert quick().code == 0
     assert json.loads(failed.results()[0].read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "timing.jsonl"])
+def test_a_checkpoint_without_its_lines_is_not_used(quick, lost: str) -> None:
+    first = quick()
+    folder = first.results()[0].parent
+    numbers = first.result()
+    (folder / "result.json").unlink()
+    (folder / lost).unlink()
+    second = quick()
+    assert second.code == 0
+    assert "shorter than its checkpoint says; starting over" in second.err
+    assert second.result()["test"] == numbers["test"]
+
+
+OWN_DATA = """
+import torch
+from spectral_run.datasets.base import Data, Dataset, Split
+
+
+class Own(Dataset):
+    name, input_shape, classes = "own", (64,), 10
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def load(self, home):
+        torch.manual_seed(0)
+        splits = [Split(torch.randn(20, 64), torch.randint(10, (20,))) for _ in range(3)]
+        if self.fault == "hole":
+            splits[2].inputs[7, 3] = float("nan")
+        if self.fault == "label":
+            splits[0].targets[4] = 10
+        if self.fault == "shape":
+            splits[1] = Split(torch.randn(20, 63), splits[1].targets)
+        if self.fault == "empty":
+            splits[1] = Split(torch.randn(0, 64), splits[1].targets[:0])
+        return Data("own", *splits, files={"own": "0" * 64}, official=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("hole", "own, test split: row 7 holds a number that is not finite"),
+        ("label", r"own, train split: label must be in \[0, 9\], got 10 in row 4"),
+        ("shape", r"own, validation split: inputs must have the shape \(64,\), got \(63,\)"),
+        ("empty", "own, validation split: needs as many inputs as targets and at least one, got 0"),
+    ],
+)
+def test_own_data_are_checked(quick, tmp_path: Path, fault: str, message: str) -> None:
+    module = f"own_data_{fault}"
+    (tmp_path / f"{module}.py").write_text(OWN_DATA)
+    ran = quick(
+        f"dataset._target_={module}.Own", "~dataset.validation_fraction", "~dataset.test_fraction",
+        "~dataset.split_seed", f"+dataset.fault={fault}",
+    )  # fmt: skip
+    assert ran.code == 1
+    assert re.search(message, ran.err), ran.err
+
+
+def test_an_optimized_metric_that_is_not_there(quick) -> None:
+    ran = quick("optimized_metric=test.acuracy", "training.max_steps=1")
+    assert ran.code == 2
+    assert "result.json has no number at 'test.acuracy'" in ran.err

@@ -197,3 +197,52 @@ def test_a_sweeper_gets_the_number_it_asked_for() -> None:
     nothing = Optimized.of(Outcome(1, "failed"), "test.accuracy")
     assert nothing != nothing  # NaN
     assert pickle.loads(pickle.dumps(nothing)).outcome == Outcome(1, "failed")
+
+
+def test_an_optimizer_that_lets_go_of_gradients_still_trains(quick, tmp_path: Path) -> None:
+    (tmp_path / "own_zeroing.py").write_text(
+        "import torch\n\n\nclass Zeroing(torch.optim.SGD):\n    def step(self, closure):\n"
+        "        self.zero_grad()\n        closure()\n        self.zero_grad()\n        return super().step(closure)\n"
+    )
+    common = ("training.epochs=1", "regularizer=none", "optimizer=sgd", "optimizer.lr=0.1")
+    own = quick(*common, "optimizer._target_=own_zeroing.Zeroing", "name=own").result()
+    plain = json.loads(next(quick(*common, "name=plain").folder.rglob("plain/**/result.json")).read_text())
+    assert own["test"] == plain["test"]
+    assert own["train"]["gradient_evaluations"] == 2 * plain["train"]["gradient_evaluations"]
+
+
+def test_max_steps_end_with_a_record_wherever_the_run_was_killed(quick) -> None:
+    arguments = ("training.max_steps=20", "training.checkpoint_minutes=0")
+    first = quick(*arguments)
+    folder = first.results()[0].parent
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    (folder / "result.json").unlink()
+    max((folder / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns).unlink()
+    second = quick(*arguments)
+    assert second.code == 0
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+    assert second.result()["test"] == first.result()["test"]
+
+
+def test_a_reader_that_leaves_does_not_stop_the_run(tmp_path: Path) -> None:
+    arguments = ["training.epochs=3", "generalization=none", "regularizer=none", "curvature.eps=0.1"]
+    code = f"import sys; from spectral_run.runner.cli import command; sys.exit(command({arguments}))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    child.wait(120)
+    (result,) = tmp_path.rglob("result.json")
+    assert json.loads(result.read_text())["status"] == "done"
+
+
+def test_a_single_left_over_row_joins_the_batch_before(quick) -> None:
+    """1,151 rows in batches of 50 leave one: 23 batches, and BatchNorm always has more than a row."""
+    assert quick("training.batch_size=50", "training.epochs=1").result()["train"]["steps"] == 23
+
+
+def test_version_is_ours(command) -> None:
+    import spectral_run
+
+    assert command("--version").out == f"spectral-run {spectral_run.__version__}\n"
