@@ -252,7 +252,11 @@ class Loop:
             )
         self.timing.write(step=self.step, epoch=self.epoch, seconds=self.clock.seconds())
         self.tracker.log(self.step, numbers)
-        return {shown: numbers[name] for name, shown in _SHOWN.items() if name in numbers}
+        shown = {title: numbers[name] for name, title in _SHOWN.items() if name in numbers}
+        solved = numbers.get("train/converged", 1.0)
+        if solved < 1.0:  # what stands there is not the batches' spectral radius
+            shown[f"({solved:.0%} solved) batch rho"] = shown.pop("batch rho")
+        return shown
 
     def _select(self, validation: Mapping[str, float]) -> None:
         by = self.parts.settings.training.select_by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 import traceback
@@ -271,7 +272,9 @@ def describe(error: BaseException) -> str:
     """An error as one line: the system's own words for a full disk or a folder that can't be written."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; make room, and the same command goes on from the last checkpoint" if full else ""
+        return f"{error.strerror}{where}{advice}"
     if isinstance(error, RuntimeError) and "iostream error" in str(error):
         return f"writing failed: {error}"
     if isinstance(error, ValueError | OSError):  # ours, written to be read
