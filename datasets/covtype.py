@@ -13,14 +13,17 @@ from typing import final
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from sklearn.datasets._covtype import ARCHIVE
 
 from spectral_run.datasets.base import Data, DataError, DataHome, Dataset
 from spectral_run.datasets.files import RemoteFile, fetch, provenance, read_bytes
 from spectral_run.datasets.splits import check_fraction, check_rows, check_seed, split_of, subsample, three_way
 from spectral_run.datasets.tables import check_range, parse_table
 
-OFFICIAL = RemoteFile(name=ARCHIVE.filename, url=ARCHIVE.url, sha256=ARCHIVE.checksum)
+OFFICIAL = RemoteFile(  # the copy that scikit-learn's fetch_covtype takes
+    name="covtype.data.gz",
+    url="https://ndownloader.figshare.com/files/5976039",
+    sha256="614360d0257557dd1792834a85a1cdebfadc3c4f30b011d56afee7ffb5b15771",
+)
 MEASUREMENTS, AREAS, SOILS = 10, 4, 40
 FEATURES = MEASUREMENTS + AREAS + SOILS
 CLASSES = 7

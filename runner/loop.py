@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from spectral_run.curvature.exact_layers import running_statistics
-from spectral_run.curvature.measure import measure_rho
 from spectral_run.datasets.base import Data
 from spectral_run.optimizers.schedules import schedule
 from spectral_run.regularizers.base import RegularizedGradient, Step
@@ -231,15 +230,7 @@ class Loop:
             every = settings.curvature.every_epochs
             if every and (self.epoch % every == 0 or self.finished):
                 generator = seeding.generator(settings.seed, parts.dataset.name, "measure", self.epoch)
-                measured = measure_rho(
-                    parts.objective,
-                    self.data.train.inputs,
-                    self.data.train.targets,
-                    parts.measuring,
-                    generator,
-                    batch_size=settings.curvature.batch_size,
-                    weight_decay=parts.weight_decay,
-                )
+                measured = parts.measure_rho(self.data.train, generator)
                 train |= {"full_rho": measured.rho, "full_rho_residual": measured.residual}
         self._select(validation)
         numbers = {f"train/{name}": value for name, value in train.items()}

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from spectral_run.curvature.backends import Backend, choose_backend
 from spectral_run.curvature.exact_layers import refuse_inexact, swap_norms
+from spectral_run.curvature.measure import measure_rho
 from spectral_run.curvature.objective import Objective
-from spectral_run.curvature.solver import EigenSolver
+from spectral_run.curvature.solver import EigenResult, EigenSolver
 from spectral_run.curvature.solvers import solver
-from spectral_run.datasets.base import Dataset
+from spectral_run.datasets.base import Dataset, Split
 from spectral_run.generalization.base import GeneralizationTest
 from spectral_run.regularizers.base import Regularizer
 from spectral_run.runner.seeding import derive
@@ -48,6 +49,18 @@ class Parts:
     def model(self) -> nn.Module:
         """The network."""
         return self.objective.model
+
+    def measure_rho(self, split: Split, generator: torch.Generator) -> EigenResult:
+        """Spectral radius over a whole split, as ``curvature`` has it measured."""
+        return measure_rho(
+            self.objective,
+            split.inputs,
+            split.targets,
+            self.measuring,
+            generator,
+            batch_size=self.settings.curvature.batch_size,
+            weight_decay=self.weight_decay,
+        )
 
     @property
     def weight_decay(self) -> float:

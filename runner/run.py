@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from spectral_run.curvature.measure import measure_rho
 from spectral_run.curvature.solver import EigenResult
 from spectral_run.datasets.base import Data, DataHome, check_data
 from spectral_run.runner import checkpoint, seeding
@@ -43,7 +42,7 @@ class Outcome:
 def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False) -> Outcome:
     """Do a run, or skip it where it is finished. Raises ``ConfigurationError`` before any work is done.
 
-    Every other error ends as ``status: failed`` with its traceback in ``run.log``; ``KeyboardInterrupt`` passes.
+    Every other error ends as ``status: failed`` with its traceback in ``result.json``; ``KeyboardInterrupt`` passes.
     """
     torch.set_num_threads(settings.threads)
     # Convolutions on a GPU would otherwise round to ten bits and pick kernels by stopwatch.
@@ -61,6 +60,10 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
     except RunBusyError as error:
         log.error("%s", error)
         return Outcome(1, "busy", str(folder.path))
+    except OSError as error:
+        log.error("%s can't be written: %s", folder.path, describe(error))
+        folder.close()
+        return Outcome(1, "failed", str(folder.path))
     try:
         if skipped := _finished_before(folder, settings):  # by a process that held the lock until now
             return skipped
@@ -87,6 +90,7 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
     started = time.perf_counter()
     result = _header(parts, folder)
     try:
+        result["versions"] = folder.write_environment(str(parts.device))
         if parts.settings.rerun:
             folder.clear()
         else:
@@ -100,7 +104,6 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
         result |= {"status": "diverged", "error": str(error), "step": error.step, "loss": error.loss}
     except Exception as error:  # the run ends here, whatever it was; the sweep goes on
         log.error("%s", describe(error))
-        log.debug("%s", traceback.format_exc())
         result |= {"status": "failed", "error": describe(error), "traceback": traceback.format_exc()}
     result["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     result["seconds"] = time.perf_counter() - started
@@ -164,7 +167,7 @@ def _run(parts: Parts, folder: RunFolder, result: dict[str, Any], *, bar: bool) 
 
 def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFolder, result: dict[str, Any]) -> None:
     """Everything that is said of the trained network, at the selected checkpoint."""
-    settings, c = parts.settings, parts.settings.curvature
+    settings = parts.settings
     assert loop.best is not None
     parts.model.load_state_dict(loop.best["model"])
     checkpoint.save_weights(folder.path / "model.pt", loop.best["model"])
@@ -175,15 +178,7 @@ def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFo
     began = time.perf_counter()
     with loop.clock.phase("evaluation"):
         start = seeding.generator(settings.seed, parts.dataset.name, "measure", 0)
-        rho = measure_rho(
-            parts.objective,
-            data.train.inputs,
-            data.train.targets,
-            parts.measuring,
-            start,
-            batch_size=c.batch_size,
-            weight_decay=parts.weight_decay,
-        )
+        rho = parts.measure_rho(data.train, start)
     result["rho"] = _rho(rho, parts, len(data.train)) | {"seconds": time.perf_counter() - began}
     if not rho.converged:
         log.warning(
@@ -221,7 +216,6 @@ def _header(parts: Parts, folder: RunFolder) -> dict[str, Any]:
         "config": settings.deciding,
         "device": str(parts.device),
         "threads": settings.threads,
-        "versions": folder.write_environment(str(parts.device)),
         "parameters": parts.objective.n,
         "backend": {"name": parts.backend.name, "why": parts.backend.why},
     }

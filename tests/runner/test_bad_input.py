@@ -215,13 +215,13 @@ def test_changed_data_are_not_mixed_into_a_begun_run(command, tmp_path: Path) ->
 
 
 def test_a_failed_run_keeps_its_traceback_and_is_tried_again(quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectral_run.runner import run
+    from spectral_run.runner import parts
 
     def broken(*arguments: object, **settings: object) -> None:
         raise KeyError("something of a plugin's")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "measure_rho", broken)
+        patch.setattr(parts, "measure_rho", broken)
         failed = quick()
     assert failed.code == 1
     assert "KeyError" in failed.err
