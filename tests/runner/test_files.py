@@ -92,13 +92,14 @@ def test_seeds_differ_by_everything_and_repeat() -> None:
 
 
 def test_the_clock_books_every_second_once() -> None:
-    clock = Clock({"gradient": 10.0})
     began = time.perf_counter()
+    clock = Clock({"gradient": 10.0})
     with clock.phase("eigensolver"):
         time.sleep(0.02)
     time.sleep(0.01)
     booked = clock.seconds()
     passed = time.perf_counter() - began
-    assert booked["eigensolver"] == pytest.approx(0.02, abs=0.015)
+    assert booked["eigensolver"] >= 0.02
+    assert booked["other"] >= 0.01
     assert booked["gradient"] == 10.0
-    assert clock.total == pytest.approx(10.0 + passed, abs=0.01)
+    assert 10.03 <= sum(booked.values()) <= 10.0 + passed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import resource
+from pathlib import Path
 
+import pytest
 import torch
 
 from spectral_run.curvature.backends import choose_backend
@@ -12,11 +13,15 @@ from spectral_run.models.usps_cnn import USPSCNN
 from spectral_run.regularizers.base import Step
 from spectral_run.regularizers.spectral_radius import SpectralRadius
 
-
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+STATM = Path("/proc/self/statm")
 
 
+def resident() -> int:
+    """Pages in memory now: the process's peak would be that of other tests."""
+    return int(STATM.read_text().split()[1])
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="no /proc to read memory from")
 def test_peak_memory_is_flat() -> None:
     torch.manual_seed(0)
     model = USPSCNN(input_shape=(1, 16, 16), classes=10)
@@ -27,8 +32,9 @@ def test_peak_memory_is_flat() -> None:
     inputs, targets = torch.rand(32, 1, 16, 16), torch.randint(10, (32,))
     state = {}
 
-    def steps(numbers: range) -> None:
+    def peak(numbers: range) -> int:
         nonlocal state
+        most = 0
         for number in numbers:
             step = Step(number, torch.Generator().manual_seed(number), state)
             result = regularizer.gradient(backend(objective, inputs, targets), step)
@@ -36,8 +42,9 @@ def test_peak_memory_is_flat() -> None:
             for parameter, gradient in zip(model.parameters(), objective.split(result.gradient), strict=True):
                 parameter.grad = gradient
             optimizer.step()
+            most = max(most, resident())
+        return most
 
-    steps(range(100))
-    before = peak()
-    steps(range(100, 700))  # 2,000 were measured by hand: docs/defaults.md
-    assert peak() <= 1.02 * before
+    peak(range(100))
+    early = peak(range(100, 300))
+    assert peak(range(300, 700)) <= 1.02 * early  # 2,100 were measured by hand: docs/defaults.md
