@@ -37,6 +37,11 @@ def command(arguments: list[str]) -> int:
     if any(argument.strip("'\"") in ("results_dir=", "results_dir=''", 'results_dir=""') for argument in arguments):
         _complain("results_dir needs a folder's path.")  # Hydra would make its folder at the root of the disk
         return 2
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*/*.yaml")}
+    for group, _, choice in (argument.partition("=") for argument in arguments):
+        if group in groups - {"experiment"} and choice in ("", "null"):
+            _complain(f"{group} needs a choice; spectral-run --help lists them.")  # Hydra would show a traceback
+            return 2
     # A console script does not look in the current folder; a user's `_target_: mymodule.Net` is there, and
     # launchers' workers look where PYTHONPATH says.
     here = str(Path.cwd())

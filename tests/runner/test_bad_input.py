@@ -53,6 +53,8 @@ CONFIGURATION = [
     (["model.widths="], "model.widths: .*MLP needs .*Sequence.int., got ''"),
     (["optimizer.betas=[0.9]"], "optimizer: "),
     (["~model"], "model needs a choice"),
+    (["model=null"], "model needs a choice"),
+    (["tracker="], "tracker needs a choice"),
     (["results_dir="], "results_dir needs a folder's path"),
     (
         ["optimizer={_target_: torch.optim.AdamW, weight_decay: 0.1}", "~optimizer.lr", "curvature.weight_decay=true"],
