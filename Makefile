@@ -29,14 +29,14 @@ run: $(READY)  ## the quick start: digits, with and without the penalty
 
 test: lint types tests  ## lint, types and tests: what CI runs
 
-lint: $(READY)
+lint: $(READY)  ## ruff: format and rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(READY)
+types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
-tests: $(READY)
+tests: $(READY)  ## pytest alone
 	$(BIN)/python -m pytest -q -n 2
 
 data: $(READY)  ## fetch every data set from its official source into $SPECTRAL_DATA (default: data)

@@ -66,7 +66,7 @@ def locate(target: str, where: str) -> Callable[..., Any]:
             module_name, _, name = module_name.rpartition(".")
             outer.insert(0, name)
             continue
-        except Exception as error:
+        except Exception as error:  # a user's module can fail in any way while it is imported
             raise ConfigurationError(f"{where}._target_: importing {module_name} failed: {error!r}.") from error
         for name in [*outer, attribute]:
             if not hasattr(found, name):
