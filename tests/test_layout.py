@@ -39,7 +39,9 @@ def test_constraints_name_no_host() -> None:
 
 def test_every_make_target_has_a_line_of_help() -> None:
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    shown = subprocess.run(["make", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "-C", str(ROOT), "help"], capture_output=True, text=True, check=True
+    ).stdout
     assert set(targets) == {line.split()[0] for line in shown.splitlines() if line}
     for target in ("run", "test", "data", "golden", "clean"):
         assert target in targets
