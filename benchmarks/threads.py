@@ -35,7 +35,7 @@ PENALTIES: dict[str, Regularizer] = {"none": Unregularized(), "spectral_radius":
 def seconds(
     objective: Objective, regularizer: Regularizer, inputs: torch.Tensor, targets: torch.Tensor, n: int
 ) -> float:
-    backend = choose_backend("auto")
+    backend = choose_backend("autograd", objective, inputs)
     began = time.perf_counter()
     for number in range(n):
         step = Step(number, torch.Generator().manual_seed(number))

@@ -40,7 +40,7 @@ class AutogradProblem(BatchProblem):
         self.objective = objective
         self.n = objective.n
         self.products = 0
-        self._inputs, self._targets = inputs, targets
+        self.inputs, self.targets = inputs, targets
         self._weight_decay = weight_decay
         self._elsewhere = params is not None
         self._params: tuple[Tensor, ...] = (
@@ -93,8 +93,8 @@ class AutogradProblem(BatchProblem):
             self._forward()  # masks are drawn by the first pass; make sure that it is this problem's
         return AutogradProblem(
             self.objective,
-            self._inputs,
-            self._targets,
+            self.inputs,
+            self.targets,
             weight_decay=self._weight_decay,
             params=params,
             randomness=self._randomness,
@@ -105,7 +105,7 @@ class AutogradProblem(BatchProblem):
             context: AbstractContextManager[None] = self._randomness or nullcontext()
             with context, torch.enable_grad():
                 params = self._params if self._elsewhere else None
-                self._loss = self.objective(self._inputs, self._targets, params)
+                self._loss = self.objective(self.inputs, self.targets, params)
         return self._loss
 
     def _product(self, v: Tensor, *, graph: bool) -> tuple[Tensor, ...]:

@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectral_run.curvature.autograd import AutogradProblem
+from spectral_run.curvature.backends import Backend, choose_backend
 from spectral_run.curvature.objective import Objective, flatten
 from spectral_run.curvature.problem import BatchProblem
 
 
 @final
 class FullDataProblem(BatchProblem):
-    """Sums ``AutogradProblem`` over batches of ``batch_size`` rows, at the model's parameters or at others."""
+    """Sums a backend's problems over batches of ``batch_size`` rows, at the model's parameters or at others."""
 
     def __init__(
         self,
@@ -29,8 +29,8 @@ class FullDataProblem(BatchProblem):
         inputs: Tensor,
         targets: Tensor,
         *,
+        backend: Backend | None = None,
         batch_size: int = 1024,
-        weight_decay: float = 0.0,
         params: Float[Tensor, " n"] | None = None,
     ) -> None:
         if batch_size < 1:
@@ -38,8 +38,9 @@ class FullDataProblem(BatchProblem):
         self.objective = objective
         self.n = objective.n
         self.products = 0
-        self._inputs, self._targets = inputs, targets
-        self._batch_size, self._weight_decay, self._params = batch_size, weight_decay, params
+        self.inputs, self.targets = inputs, targets
+        self._batch_size, self._params = batch_size, params
+        self._backend = backend or choose_backend("autograd", objective, inputs)
 
     @property
     def params(self) -> Float[Tensor, " n"]:
@@ -60,6 +61,11 @@ class FullDataProblem(BatchProblem):
         self.products += 1
         return self._mean(lambda problem: problem.hvp(v))
 
+    def hvps(self, vectors: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        """``H v`` for every row over the split: k products for one primal pass over the batches."""
+        self.products += len(vectors)
+        return self._mean(lambda problem: problem.hvps(vectors))
+
     def hvp_and_quadratic_grad(self, v: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """``H v`` and the gradient of ``v'Hv`` over the split: one product."""
         self.products += 1
@@ -70,25 +76,25 @@ class FullDataProblem(BatchProblem):
         """The same split at other parameters."""
         return FullDataProblem(
             self.objective,
-            self._inputs,
-            self._targets,
+            self.inputs,
+            self.targets,
+            backend=self._backend,
             batch_size=self._batch_size,
-            weight_decay=self._weight_decay,
             params=params,
         )
 
-    def batches(self) -> Iterator[AutogradProblem]:
+    def batches(self) -> Iterator[BatchProblem]:
         """One batch problem after another, each freed before the next is made."""
         batches = zip(
-            torch.split(self._inputs, self._batch_size), torch.split(self._targets, self._batch_size), strict=True
+            torch.split(self.inputs, self._batch_size), torch.split(self.targets, self._batch_size), strict=True
         )
         for inputs, targets in batches:
-            yield AutogradProblem(self.objective, inputs, targets, weight_decay=self._weight_decay, params=self._params)
+            yield self._backend(self.objective, inputs, targets, self._params)
 
     def _mean(self, value: Callable[[BatchProblem], Tensor]) -> Tensor:
-        rows = len(self._inputs)
+        rows = len(self.inputs)
         total: Tensor | None = None
-        sizes = [len(batch) for batch in torch.split(self._targets, self._batch_size)]
+        sizes = [len(batch) for batch in torch.split(self.targets, self._batch_size)]
         for size, problem in zip(sizes, self.batches(), strict=True):
             term = value(problem) * (size / rows)
             total = term if total is None else total + term

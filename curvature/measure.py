@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectral_run.curvature.backends import Backend
 from spectral_run.curvature.full_data import FullDataProblem
 from spectral_run.curvature.objective import Objective
 from spectral_run.curvature.solver import EigenResult, EigenSolver
@@ -17,8 +18,8 @@ def measure_rho(
     solver: EigenSolver,
     generator: torch.Generator,
     *,
+    backend: Backend | None = None,
     batch_size: int = 1024,
-    weight_decay: float = 0.0,
 ) -> EigenResult:
     """The eigenpair of largest modulus of the mean loss over all rows, from a random start.
 
@@ -28,7 +29,7 @@ def measure_rho(
     model, training = objective.model, objective.model.training
     model.eval()
     try:
-        problem = FullDataProblem(objective, inputs, targets, batch_size=batch_size, weight_decay=weight_decay)
+        problem = FullDataProblem(objective, inputs, targets, backend=backend, batch_size=batch_size)
         like = objective.parameters[0]
         start = torch.randn(problem.n, generator=generator, dtype=like.dtype).to(like.device)
         return solver.solve(problem.hvp, start)

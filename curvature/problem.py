@@ -8,18 +8,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from spectral_run.curvature.objective import Objective
 
 
 class BatchProblem(ABC):
     """Loss ``f``, gradient, Hessian-vector product ``Hv`` and ``grad_w v'H(w)v`` on one batch.
 
     ``products`` counts the Hessian-vector products done so far, the differentiated ones included.
+    ``objective``, ``inputs`` and ``targets`` are what the batch is made of; K-FAC needs them, and refuses a problem
+    without.
     """
 
     n: int
     products: int = 0
+    objective: Objective
+    inputs: Tensor
+    targets: Tensor
 
     @property
     @abstractmethod
@@ -40,6 +48,10 @@ class BatchProblem(ABC):
     @abstractmethod
     def hvp(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """``H v`` (Pearlmutter 1994, the operator R). Cost: about two gradients; the primal pass is shared."""
+
+    def hvps(self, vectors: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        """``H v`` for every row: k products. One after another, unless a backend has a batched form."""
+        return torch.stack([self.hvp(v) for v in vectors])
 
     @abstractmethod
     def hvp_and_quadratic_grad(self, v: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:

@@ -58,8 +58,8 @@ class Parts:
             split.targets,
             self.measuring,
             generator,
+            backend=self.backend,
             batch_size=self.settings.curvature.batch_size,
-            weight_decay=self.weight_decay,
         )
 
     @property
@@ -91,7 +91,8 @@ def build_parts(settings: Settings) -> Parts:
     if decay and optimizer.defaults.get("decoupled_weight_decay"):
         raise ConfigurationError(f"curvature.weight_decay: {type(optimizer).__name__}'s decay is no part of any loss.")
     try:
-        backend = choose_backend(c.backend, weight_decay=decay)
+        example = torch.zeros(2, *dataset.input_shape, device=device, dtype=dtype)
+        backend = choose_backend(c.backend, objective, example, weight_decay=decay)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     return Parts(

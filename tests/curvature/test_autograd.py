@@ -107,7 +107,7 @@ def test_dropout_keeps_its_masks() -> None:
     assert float(same.loss()) == float(problem.loss())
     v = torch.randn(problem.n, dtype=torch.float64)
     assert error(same.hvp(v), problem.hvp(v)) < 1e-12
-    other = AutogradProblem(objective, problem._inputs, problem._targets)
+    other = AutogradProblem(objective, problem.inputs, problem.targets)
     assert float(other.loss()) != float(problem.loss())
 
 

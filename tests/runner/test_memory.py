@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectral_run.curvature.backends import choose_backend
+from spectral_run.curvature.backends import BACKENDS, choose_backend
 from spectral_run.curvature.objective import Objective
 from spectral_run.models.usps_cnn import USPSCNN
 from spectral_run.regularizers.base import Step
@@ -22,14 +22,15 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="no /proc to read memory from")
-def test_peak_memory_is_flat() -> None:
+@pytest.mark.parametrize("name", BACKENDS[1:])
+def test_peak_memory_is_flat(name: str) -> None:
     torch.manual_seed(0)
     model = USPSCNN(input_shape=(1, 16, 16), classes=10)
     objective = Objective(model, torch.nn.functional.cross_entropy)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     regularizer = SpectralRadius(mu=0.005, K=0.0)
-    backend = choose_backend("auto")
     inputs, targets = torch.rand(32, 1, 16, 16), torch.randint(10, (32,))
+    backend = choose_backend(name, objective, inputs)
     state = {}
 
     def peak(numbers: range) -> int:
