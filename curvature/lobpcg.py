@@ -1,9 +1,11 @@
-"""Locally optimal block preconditioned conjugate gradient with block size one (Knyazev 2001).
+"""Locally optimal block preconditioned conjugate gradient (Knyazev 2001).
 
-Rayleigh-Ritz on ``span{v, T r, p}``: v the iterate, ``r = Hv - lambda v``, T a preconditioner (identity by default), p
-the last direction.  The Ritz value of largest modulus is taken, so either end of an indefinite spectrum is found.
-Cost: one product a step, three vectors and their images; nothing grows.  The images of v and p are updated by the same
-linear combination as the vectors, never by a product of their own.
+Rayleigh-Ritz on ``span{X, T R, P}``: X the block's iterates (one row for one pair), ``R = HX - lambda X`` by rows, T a
+preconditioner (identity by default), P the last directions.  The Ritz values at the wanted end are taken, so either end
+of an indefinite spectrum is found, and the largest modulus.  A block of b rows finds up to b copies of a repeated
+eigenvalue.
+Cost: one product a step and row that has not converged; three blocks and their images, nothing grows.  The images of X
+and P are updated by the same linear combination as the vectors, never by a product of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectral_run.curvature.solver import EigenResult, EigenSolver, Product, Reason, unit
+from spectral_run.curvature.solver import (
+    BlockProduct,
+    EigenPairs,
+    EigenResult,
+    EigenSolver,
+    Product,
+    Reason,
+    orthonormal,
+    rounding_floor,
+    unit,
+    without,
+)
 
 
 @final
@@ -26,61 +39,76 @@ class LOBPCG(EigenSolver):
     def solve(
         self, product: Product, start: Float[Tensor, " n"], *, preconditioner: Product | None = None
     ) -> EigenResult:
-        """The eigenpair of largest modulus."""
-        v = unit(start)
-        hv = product(v)
-        products = 1
-        direction: tuple[Tensor, Tensor] | None = None  # p and H p
+        """The eigenpair at the wanted end."""
+        first = unit(start)[None]
+        pairs = self.several(lambda rows: product(rows[0])[None], first, first[:0], preconditioner=preconditioner)
+        return EigenResult(
+            float(pairs.values[0]), pairs.vectors[0], float(pairs.residuals[0]), pairs.products, pairs.reason
+        )
+
+    def several(
+        self,
+        product: BlockProduct,
+        starts: Float[Tensor, "k n"],
+        locked: Float[Tensor, "m n"],
+        *,
+        preconditioner: Product | None = None,
+        floor: float = 0.0,
+    ) -> EigenPairs:
+        """``k`` pairs as one block, stopped when all of them meet the tolerance."""
+        basis = orthonormal(starts[: self.cap], locked)
+        images = product(basis)
+        rows = products = len(basis)  # the basis is the iterates x, the last directions p, the new search directions
         while True:
-            value = float(hv @ v)
-            r = hv - value * v
-            residual = float(r.norm())
-            reason: Reason | None = self.verdict(value, residual)
-            if reason is None and products >= self.cap:
+            small = (basis @ images.T).to("cpu", torch.float64)
+            if not bool(torch.isfinite(small).all()):
+                none = torch.full((rows,), torch.nan, dtype=torch.float64)
+                return EigenPairs(none, basis[:rows], none, products, "nan")
+            ritz, vectors = torch.linalg.eigh((small + small.T) / 2)
+            s = vectors[:, self.ranking(ritz.tolist(), rows)].T.to(basis)
+            tail = s.clone()
+            tail[:, :rows] = 0
+            p, hp = tail @ basis, tail @ images
+            x, hx = s @ basis, s @ images
+            norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+            x, hx = x / norms, hx / norms
+            scale = (hx * x).sum(1)
+            whole = hx - scale[:, None] * x
+            r = without(whole, locked)
+            lengths = torch.linalg.vector_norm(torch.stack((r, whole)), dim=2)
+            values, inside, residuals = torch.cat((scale[None], lengths)).to("cpu", torch.float64)
+            floor = max(floor, rounding_floor(float(ritz.abs().max()), x))
+            pairs = zip(values.tolist(), inside.tolist(), strict=True)
+            verdicts = [self.verdict(value, residual, floor) for value, residual in pairs]
+            active = [i for i, verdict in enumerate(verdicts) if verdict is None]
+            reason: Reason | None = None if active else verdicts[0]
+            if active and products + len(active) > self.cap:
                 reason = "cap"
+            if reason is None:
+                p, hp = _orthonormal_with_images(p[active], hp[active], x, hx)
+                kept = torch.cat([x, p])
+                search = r[active] if preconditioner is None else torch.stack([preconditioner(r[i]) for i in active])
+                search = orthonormal(search, torch.cat([locked, kept]))
+                if not len(search):  # the residuals lie in the span already: nothing better is to be had from them
+                    reason = "stalled"
             if reason is not None:
-                return EigenResult(value, v, residual, products, reason)
-            vectors, images = [v], [hv]
-            if direction is not None:
-                _append(vectors, images, *direction)
-            search = _orthogonalize(r if preconditioner is None else preconditioner(r), vectors)
-            if search is None:  # the residual lies in the span already: nothing better is to be had from it
-                return EigenResult(value, v, residual, products, "stalled")
-            vectors.append(search)
-            images.append(product(search))
-            products += 1
-            basis, mapped = torch.stack(vectors), torch.stack(images)
-            small = (basis @ mapped.T).to("cpu", torch.float64)
-            values, coefficients = torch.linalg.eigh((small + small.T) / 2)
-            s = coefficients[:, int(values.abs().argmax())].to(basis)
-            tail = torch.cat([s.new_zeros(1), s[1:]])
-            direction = (tail @ basis, tail @ mapped)
-            v, hv = s @ basis, s @ mapped
-            norm = v.norm()
-            v, hv = v / norm, hv / norm
+                return EigenPairs(values, x, residuals, products, reason)
+            products += len(search)
+            basis, images = torch.cat([kept, search]), torch.cat([hx, hp, product(search)])
 
 
-def _orthogonalize(x: Tensor, vectors: list[Tensor]) -> Tensor | None:
-    """X made orthonormal to the vectors, twice over; None where nothing but rounding is left."""
-    x = x / x.norm()
-    for _ in range(2):
-        for y in vectors:
-            x = x - (x @ y) * y
-    norm = float(x.norm())
-    return x / norm if norm > 10 * torch.finfo(x.dtype).eps else None
-
-
-def _append(vectors: list[Tensor], images: list[Tensor], p: Tensor, hp: Tensor) -> None:
-    """Add direction p, made orthonormal to v, with the same combination applied to its image."""
-    v, hv = vectors[0], images[0]
-    for _ in range(2):
-        scale = p.norm()
-        if not float(scale) > 0:
-            return
-        p, hp = p / scale, hp / scale
-        overlap = p @ v
-        p, hp = p - overlap * v, hp - overlap * hv
-    norm = p.norm()
-    if float(norm) > 10 * torch.finfo(p.dtype).eps:
-        vectors.append(p / norm)
-        images.append(hp / norm)
+def _orthonormal_with_images(p: Tensor, hp: Tensor, x: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions p made orthonormal to x and each other, with the same combinations applied to their images."""
+    kept, images = x, hx
+    for row, image in zip(p, hp, strict=True):
+        for _ in range(2):
+            scale = row.norm()
+            if not float(scale) > 0:
+                break
+            row, image = row / scale, image / scale
+            overlap = kept @ row
+            row, image = row - overlap @ kept, image - overlap @ images
+        norm = row.norm()
+        if float(norm) > 10 * torch.finfo(row.dtype).eps:
+            kept, images = torch.cat([kept, (row / norm)[None]]), torch.cat([images, (image / norm)[None]])
+    return kept[len(x) :], images[len(x) :]

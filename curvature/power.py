@@ -8,35 +8,69 @@ does not converge at all when they are opposite.  The sign of lambda is kept (th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectral_run.curvature.solver import EigenResult, EigenSolver, Product, Reason, unit
+from spectral_run.curvature.solver import (
+    BlockProduct,
+    EigenPairs,
+    EigenResult,
+    EigenSolver,
+    Product,
+    Reason,
+    Which,
+    pairs_of,
+    unit,
+    without,
+)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class PowerIteration(EigenSolver):
-    """The paper's solver. Takes no preconditioner."""
+    """The paper's solver. Takes no preconditioner, and finds the largest modulus only."""
+
+    ends: ClassVar[tuple[Which, ...]] = ("magnitude",)
 
     def solve(
         self, product: Product, start: Float[Tensor, " n"], *, preconditioner: Product | None = None
     ) -> EigenResult:
         """The eigenpair of largest modulus; the vector returned is the one the residual was measured at."""
+        return self._iterate(product, start, start.new_empty(0, len(start)), preconditioner, 0.0)
+
+    def several(
+        self,
+        product: BlockProduct,
+        starts: Float[Tensor, "k n"],
+        locked: Float[Tensor, "m n"],
+        *,
+        preconditioner: Product | None = None,
+        floor: float = 0.0,
+    ) -> EigenPairs:
+        """One pair, from the sum of the start vectors: further ones come by deflation."""
+        start = without(unit(starts.sum(0)), locked)
+        return pairs_of(self._iterate(lambda v: product(v[None])[0], start, locked, preconditioner, floor))
+
+    def _iterate(
+        self, product: Product, start: Tensor, locked: Tensor, preconditioner: Product | None, floor: float
+    ) -> EigenResult:
         if preconditioner is not None:
             raise ValueError("PowerIteration takes no preconditioner; lobpcg does.")
         v = unit(start)
         products = 0
         while True:
-            u = product(v)
+            image = product(v)
             products += 1
-            value = float(u @ v)
-            residual = float((u - value * v).norm())
-            reason: Reason | None = self.verdict(value, residual)
+            u = without(image, locked)
+            scale = torch.dot(u, v)
+            numbers = torch.stack((scale, (u - scale * v).norm(), (image - scale * v).norm()))
+            value, residual, whole = numbers.tolist()  # the host waits once
+            reason: Reason | None = self.verdict(value, residual, floor)
             if reason is None and products >= self.cap:
                 reason = "cap"
             if reason is not None:
-                return EigenResult(value, v, residual, products, reason)
+                return EigenResult(value, v, whole, products, reason)
             v = u / u.norm()

@@ -154,6 +154,87 @@ def test_lanczos_needs_fewer_products_than_power() -> None:
     assert counts["lanczos"] <= counts["lobpcg"] < counts["power"]
 
 
+@pytest.mark.parametrize("name", ["lanczos", "lobpcg"])
+@pytest.mark.parametrize("case", SPECTRA)
+def test_both_ends_with_their_sign(name: str, case: str) -> None:
+    a = matrix(SPECTRA[case])
+    scale = max(map(abs, SPECTRA[case]))
+    for which, true in (("largest", max(SPECTRA[case])), ("smallest", min(SPECTRA[case]))):
+        calls, product = counted(a)
+        settings = {"eps": 1e-7 * scale, "relative": False, "cap": 2000}
+        result = solver(name, which=which, **settings).solve(product, start(len(a)))
+        assert result.converged
+        assert result.value == pytest.approx(true, rel=1e-9, abs=1e-9 * scale)
+        check_honest(result, a, calls)
+
+
+def test_lanczos_keeps_its_basis_orthogonal_with_single_passes_left_out() -> None:
+    # In single precision and over many steps, the estimated residual is the true one: orthogonality is not lost.
+    diagonal = torch.linspace(0, 1, 2000, dtype=torch.float32)
+    diagonal[-1] = 1.05
+    begin = start(2000).float()
+    for cap in (20, 40, 60):
+        result = Lanczos(eps=1e-12, cap=cap).solve(lambda v: diagonal * v, begin)
+        v = result.vector.double()
+        true = float((diagonal.double() * v - result.value * v).norm())
+        assert result.residual == pytest.approx(true, rel=0.02, abs=4e-7)
+
+
+def test_lanczos_knows_the_gap() -> None:
+    for spectrum in ([5.0, 4.0, -1.0, 0.2], [5.0, -4.0, 1.0, 0.2]):
+        a = matrix(spectrum)
+        assert Lanczos(eps=1e-12).solve(lambda v, a=a: a @ v, start(4)).gap == pytest.approx(0.2, rel=1e-9)
+    a = matrix([5.0, -7.0, 4.0, 0.2])
+    assert Lanczos(eps=1e-12, which="largest").solve(lambda v: a @ v, start(4)).gap == pytest.approx(0.2, rel=1e-9)
+    assert math.isnan(Lanczos().solve(lambda v: 2 * v, start(4)).gap)
+    assert math.isnan(PowerIteration().solve(lambda v: a @ v, start(4)).gap)
+
+
+@pytest.mark.parametrize("second", [1.0, 1.0 - 1e-9, 0.999, -0.999, -1.0])
+def test_lanczos_from_two_vectors_returns_all_that_its_tolerance_cannot_tell_apart(second: float) -> None:
+    a = matrix([1.0, second, *[0.5 - 0.01 * i for i in range(40)]])
+    values, vectors = torch.linalg.eigh(a)
+    true = vectors[:, values.abs() > 0.95]
+    calls, product = counted(a)
+    both = torch.stack([start(len(a), 1), start(len(a), 4)])
+    result = Lanczos(eps=1e-2, cluster=3, cap=500).solve(product, both)
+    check_honest(result, a, calls)
+    assert result.gap < 1e-2
+    ((value, vector),) = result.near
+    found = torch.stack([result.vector, vector])
+    assert float((found @ found.T - torch.eye(2, dtype=torch.float64)).norm()) < 1e-10
+    assert float((a @ vector - value * vector).norm()) <= 1e-2 * abs(value)
+    assert float((found @ true).norm() ** 2) == pytest.approx(2.0, abs=0.05)  # the same plane
+    again = Lanczos(eps=1e-2, cluster=3, cap=500).solve(lambda v: a @ v, found)
+    assert again.products <= 3
+    # From one vector the second value comes up when the first has converged to about their distance, no sooner.
+    if second == 0.999:
+        assert Lanczos(eps=1e-2, cluster=3).solve(lambda v: a @ v, both[0]).near == ()
+        assert Lanczos(eps=1e-5).solve(lambda v: a @ v, both[0]).gap == pytest.approx(1e-3, rel=0.1)
+
+
+def test_lanczos_from_several_vectors_restarts() -> None:
+    spectrum = [2.0, 2.0, *[1.0 + i / 300 for i in range(299)]]
+    a = matrix(spectrum)
+    calls, product = counted(a)
+    starts = torch.randn(3, 301, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    result = Lanczos(eps=1e-8, cap=3000, basis=16, keep=5, cluster=3).solve(product, starts)
+    assert result.converged
+    assert result.products > 40
+    assert [value for value, _ in result.near] == pytest.approx([2.0])
+    check_honest(result, a, calls)
+
+
+def test_lanczos_starting_inside_a_cluster_still_sees_it() -> None:
+    a = matrix([1.0, 0.999, *[0.5 - 0.01 * i for i in range(40)]])
+    values, vectors = torch.linalg.eigh(a)
+    inside = vectors[:, values > 0.9].sum(1)
+    assert Lanczos(eps=1e-2).solve(lambda v: a @ v, inside).products == 1
+    result = Lanczos(eps=1e-2, cluster=2).solve(lambda v: a @ v, inside)
+    assert len(result.near) == 1
+    assert result.products == 2
+
+
 def test_lobpcg_takes_a_preconditioner() -> None:
     # For the top of the spectrum a preconditioner must amplify the top: T = (sigma - A)^-1 with sigma just above it.
     a = matrix([1.0 - 0.01 * i for i in range(60)])
@@ -189,6 +270,15 @@ def test_refuses_settings(settings: dict[str, float], match: str) -> None:
         PowerIteration(**settings)
 
 
+def test_refuses_another_solvers_setting() -> None:
+    with pytest.raises(ValueError, match="solver power has no setting 'shift'; it has eps, relative, cap, which"):
+        solver("power", eps=1e-3, relative=True, cap=5, shift=2.0)
+    with pytest.raises(ValueError, match="PowerIteration: which must be one of magnitude, got 'smallest'"):
+        solver("power", eps=1e-3, relative=True, cap=5, which="smallest")
+    with pytest.raises(ValueError, match=r"Lanczos: cluster must be in \[1, keep\], got cluster=9, keep=8"):
+        Lanczos(cluster=9)
+
+
 def test_refuses_an_unknown_name() -> None:
-    with pytest.raises(ValueError, match="solver must be one of power, lanczos, lobpcg; got 'qr'"):
+    with pytest.raises(ValueError, match="solver must be one of power, lanczos, lobpcg, lobpcg_paper; got 'qr'"):
         solver("qr", eps=1e-3, relative=True, cap=5)

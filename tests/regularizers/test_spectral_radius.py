@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -163,6 +164,81 @@ def test_track_converges_over_steps_at_a_fixed_point() -> None:
     assert result.log["converged"] == 1.0
 
 
+@pytest.mark.parametrize("second", [0.97, -0.97])
+def test_tied_eigenvectors_are_averaged_with_their_signs_whatever_the_start(second: float) -> None:
+    problem = cubic([1.0, second, 0.4, -0.3, 0.2, 0.1])
+    problem.c *= 0.01  # the ties stay ties
+    values, vectors = torch.linalg.eigh(problem.hessian())
+    tied = values.abs() > 0.9
+    # grad v'Hv = 6 c v^2 in closed form.
+    terms = values[tied].sign() * 6 * problem.c[:, None] * vectors[:, tied] ** 2
+    want = problem.grad() + 0.1 * terms.mean(1)
+    for mixture in ([1.0, 1.0], [1.0, -2.0], [0.3, 1.0]):
+        state = {"vector": vectors[:, tied] @ torch.tensor(mixture, dtype=torch.float64)}
+        for number in range(2):  # the vector that is left for the next step holds both again
+            result = penalty(eps=0.05, cluster=2).gradient(problem, step(number, state=state))
+            assert result.log["multiplicity"] == 2.0
+            assert result.log["gap"] == pytest.approx(0.03, abs=0.005)
+            torch.testing.assert_close(result.gradient, want, rtol=0, atol=1e-12)
+            state = dict(result.state)
+        alone = penalty(eps=0.05, cluster=1).gradient(problem, step(1, state=state))
+        assert alone.log["multiplicity"] == 1.0
+
+
+def test_the_gap_is_logged_where_it_is_known() -> None:
+    apart = gradient(cubic([1.0, 0.5, 0.2]))
+    assert apart.log["multiplicity"] == 1.0
+    assert apart.log["gap"] == pytest.approx(0.5, abs=0.3)
+    assert "gap" not in gradient(cubic([1.0, 0.5, 0.2]), solver="power").log
+
+
+def network() -> AutogradProblem:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    return AutogradProblem(Objective(model, F.cross_entropy), torch.randn(8, 5).double(), torch.randint(3, (8,)))
+
+
+def test_kfac_is_renewed_every_few_penalized_steps_and_resumes_exactly() -> None:
+    problem = network()
+    regularizer = penalty(solver="lobpcg_paper", preconditioner="kfac", refresh=2, every=3)
+
+    def run(save: bool) -> tuple[list[Tensor], list[int]]:
+        state: dict[str, Tensor] = {}
+        gradients, renewed = [], []
+        for number in range(13):
+            there = problem.at(problem.params + 0.1 * number)
+            before = state
+            result = regularizer.gradient(there, step(number, seed=number, state=state))
+            state = dict(result.state)
+            gradients.append(result.gradient)
+            kept = [name for name in state if name.startswith("kfac.")]
+            assert len(kept) == 8
+            if not before or any(not torch.equal(state[name], before[name]) for name in kept):
+                renewed.append(number)
+            if save:  # as a checkpoint does
+                file = io.BytesIO()
+                torch.save(state, file)
+                file.seek(0)
+                state = torch.load(file, weights_only=True)
+        return gradients, renewed
+
+    (whole, renewed), (resumed, _) = run(save=False), run(save=True)
+    assert renewed == [0, 6, 12]
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_lobpcg_with_kfac_finds_the_same_rho() -> None:
+    plain, helped = gradient(network(), solver="lobpcg"), gradient(network(), solver="lobpcg", preconditioner="kfac")
+    assert helped.log["converged"] == 1.0
+    assert helped.log["rho"] == pytest.approx(plain.log["rho"], rel=1e-9)
+    torch.testing.assert_close(helped.gradient, plain.gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_kfac_needs_a_network() -> None:
+    with pytest.raises(ValueError, match="KFAC: Cubic is no batch of a network"):
+        gradient(cubic([3.0, 1.0]), solver="lobpcg", preconditioner="kfac")
+
+
 def test_a_solve_that_reaches_the_cap_says_so() -> None:
     result = gradient(cubic([1.0, 0.999, 0.998]), solver="power", cap=3, eps=1e-12)
     assert result.log["converged"] == 0.0
@@ -206,6 +282,12 @@ def test_zero_hessian_has_no_penalty_and_starts_afresh() -> None:
         ({"eps": 0.0}, "eps must be positive"),
         ({"cap": 0}, "cap must be at least 1"),
         ({"mode": "track", "start": "random"}, "mode=track needs start=warm"),
+        ({"preconditioner": "kfac"}, "a preconditioner needs solver=lobpcg or lobpcg_paper, got lanczos"),
+        ({"preconditioner": "kfac", "mode": "track"}, "a preconditioner needs mode=converge, got track"),
+        ({"refresh": 0}, "refresh must be at least 1 step, got 0"),
+        ({"damping": 0.0}, "damping must be positive, got 0.0"),
+        ({"cluster": 0}, r"cluster must be in \[1, keep\], got cluster=0"),
+        ({"shift": 2.0}, "shift needs solver=lobpcg_paper, got lanczos"),
     ],
 )
 def test_refuses_settings(settings: dict[str, Any], match: str) -> None:
