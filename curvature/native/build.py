@@ -23,7 +23,7 @@ _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared
 _COMPILERS = ("c++", "g++", "clang++")
 
 
-class NoNativeCodeError(RuntimeError):
+class NoNativeCodeError(Exception):
     """There is no C++ compiler, or it failed."""
 
 
@@ -31,15 +31,15 @@ class NoNativeCodeError(RuntimeError):
 def library() -> ctypes.CDLL:
     """The loaded kernels. Raises ``NoNativeCodeError`` with the reason."""
     compiler = _compiler()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spectral-run"
     name = f"kernels-{_fingerprint(compiler)}.so"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spectral-run"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             if not (folder / name).exists():
                 _compile(compiler, folder / name)
         loaded = ctypes.CDLL(str(folder / name))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a full or read-only disk; no home folder
         raise NoNativeCodeError(f"the kernels could not be stored or loaded ({error})") from error
     for function in (loaded.run_float, loaded.run_double):
         function.argtypes = [ctypes.c_void_p, ctypes.c_int]
