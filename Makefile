@@ -8,7 +8,7 @@ READY  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types tests data golden lock clean
+.PHONY: help setup run test lint types tests data golden bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,14 @@ data: $(READY)  ## fetch every data set from its official source into $SPECTRAL_
 
 golden: $(READY)  ## renew tests/golden/*.json; the difference belongs in the commit
 	SPECTRAL_RENEW_GOLDEN=1 $(BIN)/python -m pytest -q tests/runner/test_golden.py
+
+bench: $(VENV)/.bench  ## time curvature against other libraries, for docs/speed.md: 10 to 20 minutes; ARGS=--quick: 5
+	$(BIN)/python benchmarks/curvature.py $(ARGS)
+	$(BIN)/python benchmarks/report.py
+
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	@touch $@
 
 lock:  ## renew constraints.txt (needs uv)
 	uv pip compile pyproject.toml --universal --extra dev --extra slurm --no-header --no-annotate --no-emit-index-url --output-file constraints.txt --upgrade
