@@ -18,8 +18,9 @@ from torch import Tensor
 
 from spectral_run.curvature.native.build import NoNativeCodeError, library
 from spectral_run.curvature.native.geometry import Axis, Windows, affine, convolution, outputs, under
-from spectral_run.curvature.native.layers import Activation, Layer, Linear, MaxPool, MeanPool, Shape, Weight
+from spectral_run.curvature.native.layers import Activation, Layer, Linear, Shape, Weight
 from spectral_run.curvature.native.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
+from spectral_run.curvature.native.pools import MaxPool, MeanPool
 from spectral_run.curvature.native.problem import NativeNetwork
 from spectral_run.curvature.objective import Objective
 from spectral_run.curvature.rop.base import LossRule, Rule, UnsupportedError
