@@ -22,14 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectral_run.curvature.solver import (
-    BlockProduct,
-    EigenPairs,
     EigenResult,
-    EigenSolver,
+    OneVectorSolver,
     Product,
     Reason,
     Which,
-    pairs_of,
     unit,
     without,
 )
@@ -37,7 +34,7 @@ from spectral_run.curvature.solver import (
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PaperLOBPCG(EigenSolver):
+class PaperLOBPCG(OneVectorSolver):
     """The paper's algorithm 2; ``shift`` lowers the logarithm of every step length."""
 
     ends: ClassVar[tuple[Which, ...]] = ("magnitude", "largest")
@@ -49,28 +46,15 @@ class PaperLOBPCG(EigenSolver):
         if not math.isfinite(self.shift):
             raise ValueError(f"PaperLOBPCG: shift must be finite, got {self.shift}.")
 
-    def solve(
-        self, product: Product, start: Float[Tensor, " n"], *, preconditioner: Product | None = None
-    ) -> EigenResult:
-        """The last iterate; the vector returned is the one the residual was measured at."""
-        return self._iterate(product, start, start.new_empty(0, len(start)), preconditioner, 0.0)
-
-    def several(
+    def iterate(
         self,
-        product: BlockProduct,
-        starts: Float[Tensor, "k n"],
+        product: Product,
+        start: Float[Tensor, " n"],
         locked: Float[Tensor, "m n"],
-        *,
-        preconditioner: Product | None = None,
-        floor: float = 0.0,
-    ) -> EigenPairs:
-        """One pair, from the sum of the start vectors: further ones come by deflation."""
-        start = without(unit(starts.sum(0)), locked)
-        return pairs_of(self._iterate(lambda v: product(v[None])[0], start, locked, preconditioner, floor))
-
-    def _iterate(
-        self, product: Product, start: Tensor, locked: Tensor, preconditioner: Product | None, floor: float
+        preconditioner: Product | None,
+        floor: float,
     ) -> EigenResult:
+        """Until the residual is small or the steps are too short to move v."""
         v = unit(start)
         rounding = torch.finfo(v.dtype).eps
         products = 0

@@ -15,14 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectral_run.curvature.solver import (
-    BlockProduct,
-    EigenPairs,
     EigenResult,
-    EigenSolver,
+    OneVectorSolver,
     Product,
     Reason,
     Which,
-    pairs_of,
     unit,
     without,
 )
@@ -30,33 +27,20 @@ from spectral_run.curvature.solver import (
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PowerIteration(EigenSolver):
+class PowerIteration(OneVectorSolver):
     """The paper's solver. Takes no preconditioner, and finds the largest modulus only."""
 
     ends: ClassVar[tuple[Which, ...]] = ("magnitude",)
 
-    def solve(
-        self, product: Product, start: Float[Tensor, " n"], *, preconditioner: Product | None = None
-    ) -> EigenResult:
-        """The eigenpair of largest modulus; the vector returned is the one the residual was measured at."""
-        return self._iterate(product, start, start.new_empty(0, len(start)), preconditioner, 0.0)
-
-    def several(
+    def iterate(
         self,
-        product: BlockProduct,
-        starts: Float[Tensor, "k n"],
+        product: Product,
+        start: Float[Tensor, " n"],
         locked: Float[Tensor, "m n"],
-        *,
-        preconditioner: Product | None = None,
-        floor: float = 0.0,
-    ) -> EigenPairs:
-        """One pair, from the sum of the start vectors: further ones come by deflation."""
-        start = without(unit(starts.sum(0)), locked)
-        return pairs_of(self._iterate(lambda v: product(v[None])[0], start, locked, preconditioner, floor))
-
-    def _iterate(
-        self, product: Product, start: Tensor, locked: Tensor, preconditioner: Product | None, floor: float
+        preconditioner: Product | None,
+        floor: float,
     ) -> EigenResult:
+        """From the start until the residual is small."""
         if preconditioner is not None:
             raise ValueError("PowerIteration takes no preconditioner; lobpcg does.")
         v = unit(start)

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
 from jaxtyping import Float
@@ -157,6 +157,43 @@ class EigenSolver(ABC):
                 order.append(low)
                 low += 1
         return order
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneVectorSolver(EigenSolver):
+    """A solver that moves a single vector: it says how, in ``iterate``; further pairs come by deflation."""
+
+    @abstractmethod
+    def iterate(
+        self,
+        product: Product,
+        start: Float[Tensor, " n"],
+        locked: Float[Tensor, "m n"],
+        preconditioner: Product | None,
+        floor: float,
+    ) -> EigenResult:
+        """One pair orthogonal to the locked vectors; the vector returned is the one the residual was measured at."""
+
+    @final
+    def solve(
+        self, product: Product, start: Float[Tensor, " n"], *, preconditioner: Product | None = None
+    ) -> EigenResult:
+        """The pair that the iteration goes to from this start."""
+        return self.iterate(product, start, start.new_empty(0, len(start)), preconditioner, 0.0)
+
+    @final
+    def several(
+        self,
+        product: BlockProduct,
+        starts: Float[Tensor, "k n"],
+        locked: Float[Tensor, "m n"],
+        *,
+        preconditioner: Product | None = None,
+        floor: float = 0.0,
+    ) -> EigenPairs:
+        """One pair, from the sum of the start vectors."""
+        start = without(unit(starts.sum(0)), locked)
+        return pairs_of(self.iterate(lambda v: product(v[None])[0], start, locked, preconditioner, floor))
 
 
 def rounding_floor(scale: float, like: Tensor) -> float:
