@@ -184,9 +184,9 @@ class Selection(LinearMap):
 
 
 class Bilinear(Rule):
-    """``y = B(x, w) + b``; either factor may be a parameter, an activation or fixed.
+    """``y = B(x, w)``; either factor may be a parameter, an activation or fixed.
 
-    ``y1 = B(x0, w1) + B(x1, w0) + b1`` and ``y2 = B(x0, w2) + 2 B(x1, w1) + B(x2, w0) + b2``; likewise backwards.
+    ``y1 = B(x0, w1) + B(x1, w0)`` and ``y2 = B(x0, w2) + 2 B(x1, w1) + B(x2, w0)``; likewise backwards.
     Keeps x0, w0 and g0 only where some product will use them.
     """
 
@@ -206,43 +206,31 @@ class Bilinear(Rule):
     def by_weight(self, g: Tensor, x: Any, onto: Jet = None) -> Tensor:
         """``onto`` plus the gradient of ``<g, B(x, w)>`` with respect to w."""
 
-    def by_bias(self, g: Tensor) -> Tensor:
-        """Gradient of ``<g, b>`` with respect to b."""
-        raise NotImplementedError
-
-    def spread(self, b: Tensor) -> Tensor:
-        """A bias in the output's shape."""
-        raise NotImplementedError
-
     def keep(self, x: Any, w: Any) -> None:
         """Let ``forward0`` keep the factors, as far as the others vary."""
         self.x = x if self.needs[1] else None
         self.w = w if self.needs[0] else None
 
     def backward0(self, g0: Tensor) -> Cotangents:
-        """Cotangents of x, w and b."""
+        """Cotangents of x and w."""
         by_x, by_w = self.needs[0], self.needs[1]
         if by_x and by_w:
             self.g = g0
         x = self.by_input(g0, self.w) if by_x else None
-        return x, self.by_weight(g0, self.x) if by_w else None, *self._bias(g0)
+        return x, self.by_weight(g0, self.x) if by_w else None
 
-    def forward1(self, x1: Jet, w1: Jet, b1: Jet = None) -> Tensor:
-        """``B(x0, w1) + B(x1, w0) + b1``."""
+    def forward1(self, x1: Jet, w1: Jet, onto: Jet = None) -> Tensor:
+        """``onto + B(x0, w1) + B(x1, w0)``, of which x1 or w1 is there."""
         self.jet1 = x1, w1
-        y = b1
         if w1 is not None:
-            y = self.apply(self.x, w1, y)
+            onto = self.apply(self.x, w1, onto)
         if x1 is not None:
-            y = self.apply(x1, self.w, y)
-        elif w1 is None:
-            assert b1 is not None
-            return self.spread(b1)
-        assert y is not None
-        return y
+            onto = self.apply(x1, self.w, onto)
+        assert onto is not None
+        return onto
 
     def backward1(self, g1: Tensor) -> Cotangents:
-        """``g1 w0 + g0 w1``, ``g1 x0 + g0 x1``, and the sum of g1."""
+        """``g1 w0 + g0 w1`` and ``g1 x0 + g0 x1``."""
         x1, w1 = self.jet1
         x = w = None
         if x1 is not None:
@@ -253,24 +241,23 @@ class Bilinear(Rule):
             w = self.by_weight(g1, self.x)
             if x1 is not None:
                 w = self.by_weight(self.g, x1, w)
-        return x, w, *self._bias(g1)
+        return x, w
 
-    def forward2(self, x2: Jet, w2: Jet, b2: Jet = None) -> Jet:
-        """``B(x0, w2) + 2 B(x1, w1) + B(x2, w0) + b2``."""
+    def forward2(self, x2: Jet, w2: Jet, onto: Jet = None) -> Jet:
+        """``onto + B(x0, w2) + 2 B(x1, w1) + B(x2, w0)``."""
         x1, w1 = self.jet1
         twice = w1 + w1 if x1 is not None and w1 is not None else None
         self.jet2 = x2, w2, twice
-        y = b2
         if w2 is not None:
-            y = self.apply(self.x, w2, y)
+            onto = self.apply(self.x, w2, onto)
         if twice is not None:
-            y = self.apply(x1, twice, y)
+            onto = self.apply(x1, twice, onto)
         if x2 is not None:
-            y = self.apply(x2, self.w, y)
-        return y
+            onto = self.apply(x2, self.w, onto)
+        return onto
 
     def backward2(self, g1: Tensor, g2: Tensor) -> Cotangents:
-        """``g2 w0 + 2 g1 w1 + g0 w2``, ``g2 x0 + 2 g1 x1 + g0 x2``, and the sum of g2."""
+        """``g2 w0 + 2 g1 w1 + g0 w2`` and ``g2 x0 + 2 g1 x1 + g0 x2``."""
         (x1, w1), (x2, w2, twice) = self.jet1, self.jet2
         x = w = None
         if x1 is not None:
@@ -286,10 +273,44 @@ class Bilinear(Rule):
             w = self.by_weight(g2, self.x, w)
             if x2 is not None:
                 w = self.by_weight(self.g, x2, w)
-        return x, w, *self._bias(g2)
+        return x, w
 
-    def _bias(self, g: Tensor) -> Cotangents:
-        return (self.by_bias(g) if self.needs[2] else None,) if len(self.needs) > 2 else ()
+
+class Affine(Bilinear):
+    """``y = B(x, w) + b``, where b may be missing."""
+
+    tensors = ("input", "weight", "bias")
+
+    @abstractmethod
+    def by_bias(self, g: Tensor) -> Tensor:
+        """Gradient of ``<g, b>`` with respect to b."""
+
+    @abstractmethod
+    def spread(self, b: Tensor) -> Tensor:
+        """A bias in the output's shape."""
+
+    def backward0(self, g0: Tensor) -> Cotangents:
+        """Cotangents of x, w and b."""
+        return *super().backward0(g0), self._bias(g0)
+
+    def forward1(self, x1: Jet, w1: Jet, onto: Jet = None) -> Tensor:
+        """``B(x0, w1) + B(x1, w0) + b1``; b1 alone where nothing else varies."""
+        if x1 is None and w1 is None:
+            assert onto is not None
+            self.jet1 = None, None
+            return self.spread(onto)
+        return super().forward1(x1, w1, onto)
+
+    def backward1(self, g1: Tensor) -> Cotangents:
+        """Order 1 of the three."""
+        return *super().backward1(g1), self._bias(g1)
+
+    def backward2(self, g1: Tensor, g2: Tensor) -> Cotangents:
+        """Order 2 of the three."""
+        return *super().backward2(g1, g2), self._bias(g2)
+
+    def _bias(self, g: Tensor) -> Jet:
+        return self.by_bias(g) if self.needs[2] else None
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor, value: int = 1) -> Tensor:

@@ -13,19 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral_run.curvature.rop.base import Jet, UnsupportedError
-from spectral_run.curvature.rop.forms import Bilinear
+from spectral_run.curvature.rop.forms import Affine
 
 _forward = torch.ops.aten.convolution.default
 _backward = torch.ops.aten.convolution_backward.default
 
 
 @final
-class Convolution(Bilinear):
+class Convolution(Affine):
     """``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` with zero padding."""
 
     modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     functions = (F.conv1d, F.conv2d, F.conv3d)
-    tensors = ("input", "weight", "bias")
     vectorizes = False  # vmap makes a grouped convolution of it, half as fast as a loop (USPS network, CPU)
 
     @staticmethod

@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral_run.curvature.rop.base import Jet
-from spectral_run.curvature.rop.forms import Bilinear
+from spectral_run.curvature.rop.forms import Affine
 
 
 @final
-class Linear(Bilinear):
+class Linear(Affine):
     """``nn.Linear``."""
 
     modules = (nn.Linear,)
     functions = (F.linear,)
-    tensors = ("input", "weight", "bias")
 
     @staticmethod
     def arguments(module: nn.Linear) -> tuple[Tensor, Tensor | None]:
