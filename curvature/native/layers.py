@@ -37,9 +37,8 @@ class Context:
     that another part's gradient is there already.  ``point``, ``direction`` and ``gradients[k]`` are flat vectors.
     """
 
-    x: Jet
-    y: Jet
-    g: Jet  # cotangent of y
+    x: Jet  # of the layer's input
+    g: Jet  # cotangent of its output
     scratch: Callable[[str, Shape], Tensor]
     kept: Callable[[str, Shape], Tensor]
     add: bool

@@ -76,11 +76,8 @@ class Plan:
         for name, tensor in self._targets.items():
             self._kept[part, count, name] = tensor[part]
         trainable = next((i for i, layer in enumerate(self._layers) if layer.reads_input), count)
-        places = [
-            self._context(part, i, values[i], values[i + 1], cotangents[i + 1], first=i <= trainable)
-            for i in range(count)
-        ]
-        places.append(self._context(part, count, values[count], [], [], first=False))
+        places = [self._context(part, i, values[i], cotangents[i + 1], first=i <= trainable) for i in range(count)]
+        places.append(self._context(part, count, values[count], [], first=False))
         self._forward(0, part, self.forward, values, cotangents, places)
         self._backward(0, part, self.backward, cotangents, places, trainable)
         for operations in (self.product, self.quadratic, self.both):
@@ -114,10 +111,9 @@ class Plan:
             if layer.backward(k, ops, places[i], out):
                 cotangents[i][k] = out
 
-    def _context(self, part: int, i: int, x: Jet, y: Jet, g: Jet, *, first: bool) -> Context:
+    def _context(self, part: int, i: int, x: Jet, g: Jet, *, first: bool) -> Context:
         return Context(
             x=x,
-            y=y,
             g=g,
             scratch=lambda name, shape: self._share(i, name, shape),
             kept=lambda name, shape: self._keep(part, i, name, shape),

@@ -55,7 +55,10 @@ class NativeNetwork:
 
 @final
 class NativeProblem(BatchProblem):
-    """One batch. Problems of the same size share a plan: going back to an earlier one repeats its primal pass."""
+    """One batch, at the parameters of its first use.
+
+    Problems of the same size share a plan: going back to an earlier one repeats its primal pass.
+    """
 
     def __init__(
         self,
@@ -132,8 +135,8 @@ class NativeProblem(BatchProblem):
         plan.load(self.inputs, self.targets)
         if self._point is not None:
             plan.point.copy_(self._point)
-        else:
-            self._network.point(out=plan.point)
+        else:  # from now on this problem stays there, also when the parameters move and it has to come back
+            self._point = self._network.point(out=plan.point).clone()
         plan.run(plan.forward)
         plan.owner = self
         self._value = plan.loss.clone()

@@ -252,6 +252,20 @@ def test_problems_that_share_a_plan_do_not_mix() -> None:
     assert error(moved, Reference(objective, inputs, targets).product(v)) < RTOL
 
 
+def test_a_problem_stays_where_it_was_when_the_parameters_move() -> None:
+    objective, inputs, targets = build("gelu")
+    backend = native(objective, inputs)
+    earlier = backend(objective, inputs, targets)
+    v = torch.randn(earlier.n, dtype=torch.float64)
+    before, point = earlier.hvp(v), earlier.params
+    with torch.no_grad():
+        for parameter in objective.parameters:
+            parameter += 0.3
+    assert error(backend(objective, inputs, targets).hvp(v), before) > 1e-3  # takes the plan away
+    assert torch.equal(earlier.hvp(v), before)
+    assert torch.equal(earlier.params, point)
+
+
 def test_results_are_the_callers_own() -> None:
     objective, inputs, targets = build("tanh")
     problem = native(objective, inputs)(objective, inputs, targets)
