@@ -32,6 +32,6 @@ def measure_rho(
         problem = FullDataProblem(objective, inputs, targets, backend=backend, batch_size=batch_size)
         like = objective.parameters[0]
         start = torch.randn(problem.n, generator=generator, dtype=like.dtype).to(like.device)
-        return solver.solve(problem.hvp, start)
+        return problem.eigenpair(solver, start)
     finally:
         model.train(training)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.solver import EigenResult, EigenSolver, Product
 
 
 class BatchProblem(ABC):
@@ -60,6 +61,12 @@ class BatchProblem(ABC):
     def quadratic_grad(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Gradient with respect to w of ``v'H(w)v`` with v fixed: the paper's R^2, appendix A."""
         return self.hvp_and_quadratic_grad(v)[1]
+
+    def eigenpair(
+        self, solver: EigenSolver, start: Float[Tensor, " n"], *, preconditioner: Product | None = None
+    ) -> EigenResult:
+        """The Hessian's eigenpair at the solver's end; a backend may carry out the whole solve in one place."""
+        return solver.solve(self.hvp, start, preconditioner=preconditioner)
 
     @abstractmethod
     def at(self, params: Float[Tensor, " n"]) -> BatchProblem:

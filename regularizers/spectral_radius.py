@@ -101,7 +101,7 @@ class SpectralRadius(Regularizer):
             with step.phase("eigensolver"):
                 factors = self._factors(problem, step)
                 preconditioner = factors.inverse(self.damping) if factors else None
-                result = self._solver().solve(problem.hvp, start, preconditioner=preconditioner)
+                result = problem.eigenpair(self._solver(), start, preconditioner=preconditioner)
             kept = factors.tensors() if factors else {}
             # Tied vectors all go into the next start: from one of them alone the others take long to come up.
             following = sum((v for _, v in result.near), result.vector)
