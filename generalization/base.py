@@ -1,4 +1,4 @@
-"""What a generalization test is: it asks a trained network for classes under a changed test distribution."""
+"""What is asked of a trained network: how it generalizes, and what its loss looks like around it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spectral_run.curvature.backends import Backend
+from spectral_run.curvature.objective import Objective
 from spectral_run.datasets.base import Data, DataHome, Dataset
 
 Predict: TypeAlias = Callable[[Tensor], Tensor]
@@ -30,23 +34,55 @@ class Metric:
 
 @dataclass(frozen=True)
 class TestResult:
-    """Metrics by name, and what a reader needs to judge them (rules applied, rows left out, seeds, hashes)."""
+    """Metrics by name, and what a reader needs to judge them (rules applied, rows left out, seeds, hashes).
+
+    ``tables`` and ``figures`` are written into the run's folder as ``<test>_<name>.csv``, ``.png`` and ``.pdf``.
+    """
 
     metrics: Mapping[str, Metric]
     details: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
     __test__ = False  # no test class, whatever pytest thinks of the name
 
 
-class GeneralizationTest(ABC):
-    """A test's settings. Perturbations come from the test's own seed, so every model meets the same ones."""
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """A network at its selected weights, and what computes its curvature; ``batch_size`` rows at once."""
+
+    objective: Objective
+    backend: Backend
+    predict: Predict
+    batch_size: int = 1024
+
+
+class Measurement(ABC):
+    """Settings of what is asked of a trained network; random numbers come from a seed of its own.
+
+    So every model of a sweep meets the same ones, and a finished run can be asked later.
+    """
 
     @abstractmethod
     def check(self, dataset: Dataset) -> None:
-        """Raise ``ValueError`` where this test makes no sense for the data set; called before any data is read."""
+        """Raise ``ValueError`` where this makes no sense for the data set; called before any data is read."""
 
     def prepare(self, dataset: Dataset, home: DataHome) -> None:  # noqa: B027  (optional: most need no more data)
-        """Fetch missing files of the test's own or raise ``FileNotFoundError``; called before any training."""
+        """Fetch missing files of its own or raise ``FileNotFoundError``; called before any training."""
+
+    @abstractmethod
+    def measure(self, network: TrainedNetwork, data: Data, home: DataHome) -> TestResult:
+        """Ask. The data lie on the network's device, in its dtype; the network is left as it was."""
+
+
+class GeneralizationTest(Measurement):
+    """Asks a trained network for classes under a changed test distribution."""
+
+    @final
+    def measure(self, network: TrainedNetwork, data: Data, home: DataHome) -> TestResult:
+        """``evaluate``: the predictions are all that it needs."""
+        return self.evaluate(network.predict, data, home)
 
     @abstractmethod
     def evaluate(self, predict: Predict, data: Data, home: DataHome) -> TestResult:

@@ -28,11 +28,11 @@ from spectral_run.runner.files import write_whole
 DPI = 200
 # Okabe and Ito's palette, which survives the common kinds of colour blindness; black first. More models than it has
 # colours are usually values of one setting, in order: they get shades of cividis, dark to light.
-_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _BANDS = 4  # models at most that get a band over their seeds: more would cover each other
-_STYLE: Any = {
+STYLE: Any = {  # of all figures
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -70,8 +70,8 @@ def models(results: Sequence[dict[str, Any]]) -> list[Model]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for label, result in zip(labels(results), results, strict=True):
         groups.setdefault(label, []).append(result)
-    colours: Iterable[Any] = cycle(_COLOURS)
-    if len(groups) > len(_COLOURS):
+    colours: Iterable[Any] = cycle(COLOURS)
+    if len(groups) > len(COLOURS):
         colours = mpl.colormaps["cividis"](np.linspace(0.0, 0.9, len(groups)))
     styles = zip(colours, cycle(_DASHES), cycle(_MARKERS), strict=False)
     return [
@@ -95,7 +95,7 @@ def training_curves(results: Sequence[dict[str, Any]]) -> Figure | None:
     several = max(len(model.runs) for model in drawn) > 1
     bands = several and len(drawn) <= _BANDS
     note = "mean over seeds" + ("; band: smallest to largest" if bands else "") if several else None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _panels(len(panels), [model.caption for model in drawn])
         for axis, (title, key) in zip(axes, panels, strict=True):
             for i, (model, runs) in enumerate(zip(drawn, records, strict=True)):
@@ -106,7 +106,7 @@ def training_curves(results: Sequence[dict[str, Any]]) -> Figure | None:
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=_STEPS))
             axis.set_title(title + (", mean over batches" if key == "train/rho" else ""), loc="left")
             if key == "validation/accuracy":
-                _percent(axis)
+                percent(axis)
             else:
                 _scale(axis, "y", [y for line in axis.get_lines() for y in np.asarray(line.get_ydata(), dtype=float)])
         signs = {
@@ -138,7 +138,7 @@ def gap_against_rho(results: Sequence[dict[str, Any]]) -> Figure | None:
         return None
     several = any(len(rows) > 1 for found in points.values() for _, rows in found)
     single = any(len(rows) == 1 for found in points.values() for _, rows in found)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _panels(len(points), [model.caption for model in drawn])
         for axis, ((test, metric), found) in zip(axes, points.items(), strict=True):
             for model, rows in found:
@@ -146,7 +146,7 @@ def gap_against_rho(results: Sequence[dict[str, Any]]) -> Figure | None:
             _scale(axis, "x", np.concatenate([rows[:, 0] for _, rows in found if len(rows)]))
             axis.margins(x=0.12)
             axis.set_xlabel("spectral radius, training set")
-            _percent(axis)
+            percent(axis)
             axis.set_title(f"{readable(test)}: {readable(metric)}", loc="left")
         axes[0].set_ylabel("relative change of accuracy")
         notes = ["bars: ± sd over seeds (faint points)"] * several + ["bars: 95% interval of the one run"] * single
@@ -158,9 +158,10 @@ def gap_against_rho(results: Sequence[dict[str, Any]]) -> Figure | None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole."""
+    """Write a PNG or PDF, as the name says, whole; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    kind = path.suffix.removeprefix(".")
+    figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
     write_whole(path, buffer.getvalue())
 
 
@@ -232,7 +233,7 @@ def _scale(axes: Axes, name: str, values: Iterable[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _percent(axes: Axes) -> None:
+def percent(axes: Axes) -> None:
     """Shares as percentages, with as many decimals as the ticks need."""
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=_STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{100 * value:.6g}%".replace("-", "−")))

@@ -94,7 +94,12 @@ def task(config: Any) -> Any:
         settings = settings_from(config)
         from spectral_run.runner.run import Outcome, execute  # torch, once the settings are in order
 
-        outcome = execute(settings, _choices(hydra_config.runtime.choices), bar=not many)
+        if settings.run_dir is not None:
+            from spectral_run.runner.revisit import revisit
+
+            outcome = revisit(settings, list(hydra_config.overrides.task))
+        else:
+            outcome = execute(settings, _choices(hydra_config.runtime.choices), bar=not many)
         if outcome.folder and outcome.status == "done" and not many:
             from spectral_run.reports.summary import summarize
 

@@ -11,18 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral_run.curvature.backends import Backend, choose_backend
-from spectral_run.curvature.exact_layers import refuse_inexact, swap_norms
+from spectral_run.curvature.exact_layers import refuse_inexact, running_statistics, swap_norms
 from spectral_run.curvature.measure import measure_rho
 from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.parallel import ParallelProblem, Processes, average_statistics
+from spectral_run.curvature.problem import BatchProblem
 from spectral_run.curvature.solver import EigenResult, EigenSolver
 from spectral_run.curvature.solvers import solver
 from spectral_run.datasets.base import Dataset, Split
-from spectral_run.generalization.base import GeneralizationTest
+from spectral_run.generalization.base import Measurement
 from spectral_run.regularizers.base import Regularizer
+from spectral_run.runner.processes import launch
 from spectral_run.runner.seeding import derive
 from spectral_run.runner.settings import ConfigurationError, Settings
 from spectral_run.runner.targets import build
 from spectral_run.trackers.base import Tracker
+from spectral_run.trackers.none import NoTracker
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
 
@@ -42,13 +46,30 @@ class Parts:
     regularizer: Regularizer
     backend: Backend
     measuring: EigenSolver
-    tests: Mapping[str, GeneralizationTest]
+    tests: Mapping[str, Measurement]
     tracker: Tracker
+    processes: Processes | None = None  # where there are several
 
     @property
     def model(self) -> nn.Module:
         """The network."""
         return self.objective.model
+
+    def problem(self, inputs: Tensor, targets: Tensor) -> BatchProblem:
+        """The batch problem of these rows, which several processes share."""
+        if self.processes is None:
+            return self.backend(self.objective, inputs, targets)
+        return ParallelProblem.split(self.processes, self.backend, self.objective, inputs, targets)
+
+    def first_pass(self, problem: BatchProblem) -> None:
+        """A step's first forward pass: the one in which running statistics move."""
+        with running_statistics(self.model):
+            if isinstance(problem, ParallelProblem):
+                problem.forward()
+            else:
+                problem.loss()
+        if self.processes is not None and isinstance(problem, ParallelProblem):
+            average_statistics(self.model, self.processes, problem.share)
 
     def measure_rho(self, split: Split, generator: torch.Generator) -> EigenResult:
         """Spectral radius over a whole split, as ``curvature`` has it measured."""
@@ -60,6 +81,7 @@ class Parts:
             generator,
             backend=self.backend,
             batch_size=self.settings.curvature.batch_size,
+            processes=self.processes,
         )
 
     @property
@@ -68,7 +90,7 @@ class Parts:
         return self.backend.weight_decay
 
 
-def build_parts(settings: Settings) -> Parts:
+def build_parts(settings: Settings, processes: Processes | None = None) -> Parts:
     """Build everything, and try one forward pass on zeros. Raises ``ConfigurationError``."""
     device, dtype = _device(settings.device), getattr(torch, settings.dtype)
     dataset = _a(Dataset, build(settings.dataset, "dataset"), "dataset")
@@ -77,6 +99,8 @@ def build_parts(settings: Settings) -> Parts:
     regularizer = _a(Regularizer, build(settings.regularizer, "regularizer"), "regularizer")
     tests = _tests(settings, dataset)
     tracker = _a(Tracker, build(settings.tracker, "tracker"), "tracker")
+    if processes is not None and processes.rank > 0:
+        tracker = NoTracker()
     c = settings.curvature
     try:
         measuring = solver(c.solver, eps=c.eps, relative=c.relative, cap=c.cap)
@@ -96,7 +120,18 @@ def build_parts(settings: Settings) -> Parts:
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     return Parts(
-        settings, device, dtype, dataset, objective, optimizer, regularizer, backend, measuring, tests, tracker
+        settings,
+        device,
+        dtype,
+        dataset,
+        objective,
+        optimizer,
+        regularizer,
+        backend,
+        measuring,
+        tests,
+        tracker,
+        processes,
     )
 
 
@@ -108,6 +143,12 @@ def _a(kind: Callable[..., T], thing: Any, where: str) -> T:
 
 
 def _device(name: str) -> torch.device:
+    here = launch()
+    if here.size > 1:
+        if name.startswith("cuda:"):
+            raise ConfigurationError(f"device={name} would be every process's; of several each has its own: cuda.")
+        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+            name = f"cuda:{here.local_rank}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -119,11 +160,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _tests(settings: Settings, dataset: Dataset) -> dict[str, GeneralizationTest]:
+def _tests(settings: Settings, dataset: Dataset) -> dict[str, Measurement]:
     tests = {}
     for name, node in settings.generalization.items():
         where = f"generalization.{name}"
-        test = _a(GeneralizationTest, build(node, where), where)
+        test = _a(Measurement, build(node, where), where)
         try:
             test.check(dataset)
         except ValueError as error:

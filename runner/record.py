@@ -36,13 +36,26 @@ class RunBusyError(RuntimeError):
 class RunFolder:
     """Path and files of one run."""
 
-    def __init__(self, settings: Settings, choices: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        choices: Mapping[str, str],
+        path: Path | None = None,
+        *,
+        processes: int = 1,
+        writes: bool = True,
+    ) -> None:
+        """Where these settings belong; ``path`` for a finished run, which lies where its user put it.
+
+        Of several ``processes`` on the run one ``writes``; in the others nothing here touches a file.
+        """
+        self.processes, self.writes = processes, writes
         self.run_id = settings.config_hash[:8]
         self.choices = dict(choices)
         self.label = "/".join(
             [choices["dataset"], choices["model"], f"{choices['regularizer']}-{self.run_id}", f"seed-{settings.seed}"]
         )
-        self.path = Path(settings.results_dir) / settings.name / self.label
+        self.path = path or Path(settings.results_dir) / settings.name / self.label
         self.checkpoints = self.path / "checkpoints"
         self._settings = settings
         self._lock = FileLock(self.path / ".lock", timeout=0)
@@ -55,13 +68,17 @@ class RunFolder:
             return None
         return result
 
-    def open(self) -> None:
-        """Make the folder and take its lock (the kernel drops it when the process dies). Raises ``RunBusyError``."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def lock(self) -> None:
+        """Keep other processes out (the kernel drops the lock when this one dies). Raises ``RunBusyError``."""
         try:
             self._lock.acquire()
         except Timeout as error:
             raise RunBusyError(f"another process is at work on {self.path}.") from error
+
+    def open(self) -> None:
+        """Make the folder, take its lock and write the configuration. Raises ``RunBusyError``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
         config = OmegaConf.to_yaml(OmegaConf.structured(self._settings))
         write_whole(self.path / "config.yaml", config.encode())
 
@@ -71,6 +88,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Forget what an earlier run left: for ``rerun=true``, and where nothing can be resumed."""
+        if not self.writes:
+            return
         for checkpoint in self.checkpoints.glob("*.pt"):  # first: none may outlive the lines it counts on
             checkpoint.unlink()
         for name in ("result.json", "metrics.jsonl", "timing.jsonl", "model.pt"):
@@ -78,18 +97,22 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``, the last file of a run."""
-        write_json(self.path / "result.json", dict(result))
+        if self.writes:
+            write_json(self.path / "result.json", dict(result))
 
     def write_environment(self, device: str) -> dict[str, str]:
         """Write ``environment.json``: commit and diff of the code, versions, machine. Returns the versions."""
         versions = {"spectral-run": spectral_run.__version__, "python": platform.python_version()}
         versions |= {package: version(package) for package in _PACKAGES}
+        if not self.writes:
+            return versions
         write_json(
             self.path / "environment.json",
             {
                 "versions": versions,
                 "device": device,
                 "threads": self._settings.threads,
+                "processes": self.processes,
                 "machine": platform.machine(),
                 "system": platform.platform(),
                 "processors": os.cpu_count(),
@@ -99,12 +122,19 @@ class RunFolder:
         )
         return versions
 
+    def lines(self, name: str, keep: int = 0) -> Lines:
+        """A file of JSON lines in the folder, cut back to its first ``keep`` bytes."""
+        return Lines(self.path / name if self.writes else None, keep)
+
 
 class Lines:
-    """An append-only file of JSON lines that can be cut back to where a checkpoint was."""
+    """An append-only file of JSON lines that can be cut back to where a checkpoint was; without a path, no file."""
 
-    def __init__(self, path: Path, keep: int = 0) -> None:
+    def __init__(self, path: Path | None, keep: int = 0) -> None:
         """Open for appending after the first ``keep`` bytes. Raises ``ValueError`` where the file is shorter."""
+        self._file = None
+        if path is None:
+            return
         self._file = path.open("ab")
         if self._file.tell() < keep:
             self._file.close()
@@ -114,17 +144,21 @@ class Lines:
 
     def write(self, **values: Any) -> None:
         """Add a line."""
-        self._file.write((json.dumps(values, allow_nan=False) + "\n").encode())
+        if self._file is not None:
+            self._file.write((json.dumps(values, allow_nan=False) + "\n").encode())
 
     def sync(self) -> int:
         """Bring everything to the disk; the number of bytes there."""
+        if self._file is None:
+            return 0
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class _RunLog(logging.FileHandler):

@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from spectral_run.curvature.solver import EigenResult
 from spectral_run.datasets.base import Data, DataHome, check_data
-from spectral_run.runner import checkpoint, seeding
+from spectral_run.runner import checkpoint, measurements, seeding
 from spectral_run.runner.console import epoch_report
-from spectral_run.runner.evaluate import evaluate, predict
+from spectral_run.runner.evaluate import evaluate
 from spectral_run.runner.loop import DivergedError, Loop
 from spectral_run.runner.parts import Parts, build_parts
 from spectral_run.runner.record import RESULT_SCHEMA, RunBusyError, RunFolder, log_to, stop_log
@@ -44,10 +44,7 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
 
     Every other error ends as ``status: failed`` with its traceback in ``result.json``; ``KeyboardInterrupt`` passes.
     """
-    torch.set_num_threads(settings.threads)
-    # Convolutions on a GPU would otherwise round to ten bits and pick kernels by stopwatch.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
+    set_up_torch(settings)
     folder = RunFolder(settings, choices)
     parts = build_parts(settings)
     if settings.validate:
@@ -74,6 +71,13 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
             stop_log(handler)
     finally:
         folder.close()
+
+
+def set_up_torch(settings: Settings) -> None:
+    """Threads, and exact convolutions: on a GPU they would otherwise round to ten bits and be picked by stopwatch."""
+    torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
 
 
 def _finished_before(folder: RunFolder, settings: Settings) -> Outcome | None:
@@ -185,11 +189,9 @@ def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFo
             "rho did not converge (%s): residual %.3g after %d products", rho.reason, rho.residual, rho.products
         )
     result["generalization"], result["generalization_details"] = {}, {}
-    for name, test in parts.tests.items():
+    for name in parts.tests:
         with loop.clock.phase("evaluation"):
-            tested = test.evaluate(lambda inputs: predict(parts.model, inputs), data, home)
-        result["generalization"][name] = {metric: asdict(value) for metric, value in tested.metrics.items()}
-        result["generalization_details"][name] = dict(tested.details)
+            measurements.take(name, parts, data, home, folder.path, result)
     seconds = loop.clock.seconds()
     result["train"] = {
         "epochs": loop.epoch,

@@ -17,7 +17,8 @@ from spectral_run.optimizers.schedules import SCHEDULES
 
 # What decides no number of a run: left out of its hash, so that moving a folder does not repeat the work.
 _IRRELEVANT = (
-    "name", "seed", "data_root", "download", "results_dir", "validate", "rerun", "optimized_metric", "tracker",
+    "name", "seed", "data_root", "download", "results_dir", "run_dir", "validate", "rerun", "optimized_metric",
+    "tracker",
 )  # fmt: skip
 
 
@@ -98,6 +99,7 @@ class Settings:
     validate: bool = False
     rerun: bool = False
     optimized_metric: str | None = None
+    run_dir: str | None = None
     training: Training = field(default_factory=Training)
     curvature: Curvature = field(default_factory=Curvature)
     dataset: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,48 @@
+"""What is asked of a trained network, carried out and written down: for a run at its end, or for a finished one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spectral_run.datasets.base import Data, DataHome
+from spectral_run.generalization.base import TestResult, TrainedNetwork
+from spectral_run.reports.figures import save
+from spectral_run.runner.evaluate import predict
+from spectral_run.runner.files import write_whole
+from spectral_run.runner.parts import Parts
+
+log = logging.getLogger("spectral_run")
+
+
+def take(name: str, parts: Parts, data: Data, home: DataHome, folder: Path, result: dict[str, Any]) -> None:
+    """One of ``parts.tests``: its metrics and details into ``result``, its tables and figures into the folder."""
+    network = TrainedNetwork(
+        objective=parts.objective,
+        backend=parts.backend,
+        predict=lambda inputs: predict(parts.model, inputs),
+        batch_size=parts.settings.curvature.batch_size,
+    )
+    tested = parts.tests[name].measure(network, data, home)
+    files = _write(tested, folder, name)
+    numbers, details = (result.setdefault(key, {}) for key in ("generalization", "generalization_details"))
+    numbers[name] = {metric: asdict(value) for metric, value in tested.metrics.items()}
+    details[name] = dict(tested.details)
+    if files:
+        details[name]["files"] = files
+        log.info("%s: %s in %s", name, ", ".join(files), folder)
+
+
+def _write(tested: TestResult, folder: Path, test: str) -> list[str]:
+    """The tables and figures, each whole; their names."""
+    written = []
+    for name, table in tested.tables.items():
+        written.append(f"{test}_{name}.csv")
+        write_whole(folder / written[-1], table.to_csv(index=False).encode())
+    for name, figure in tested.figures.items():
+        for kind in ("png", "pdf"):
+            written.append(f"{test}_{name}.{kind}")
+            save(figure, folder / written[-1])
+    return written

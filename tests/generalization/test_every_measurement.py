@@ -1,0 +1,113 @@
+"""The contract of whatever can be asked of a trained network, for every file of conf/generalization."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import hydra.utils
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import nn
+
+from spectral_run.curvature.backends import choose_backend
+from spectral_run.curvature.objective import Objective
+from spectral_run.generalization.base import Measurement, TrainedNetwork
+
+CONF = Path(__file__).parents[2] / "conf" / "generalization"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")
+QUICK = {
+    "loss_surface": {"points": 5, "plane": 3},
+    "spectrum": {"steps": 6, "probes": 2, "layer_probes": 2},
+}
+
+
+def make(name):
+    node = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), QUICK.get(name, {}))
+    return hydra.utils.instantiate(node, _convert_="all")
+
+
+@pytest.fixture
+def trained():
+    def make(dataset):
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            model = nn.Sequential(
+                nn.Flatten(), nn.Linear(math.prod(dataset.input_shape), 4), nn.Tanh(), nn.Linear(4, dataset.classes)
+            )
+        loss = F.cross_entropy if dataset.loss == "cross_entropy" else F.mse_loss
+        objective = Objective(model, loss)
+        example = torch.zeros(2, *dataset.input_shape)
+        return TrainedNetwork(
+            objective=objective,
+            backend=choose_backend("auto", objective, example),
+            predict=lambda inputs: model(inputs).argmax(1),
+            batch_size=50,
+        )
+
+    return make
+
+
+def fitting(measurement, data_sets):
+    for dataset in data_sets:
+        try:
+            measurement.check(dataset)
+        except ValueError:
+            continue
+        return dataset
+    raise AssertionError("no data set that it takes")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_head_of_the_file(name):
+    package, description = (CONF / f"{name}.yaml").read_text().splitlines()[:2]
+    # A variant (augmentation_8x8) takes the place of what it varies.
+    assert package.startswith("# @package generalization.")
+    assert f"{name}_".startswith(package.rpartition(".")[2] + "_")
+    assert description.startswith("# ")
+    assert description.endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_measures_and_leaves_no_trace(name, features, images, home, trained):
+    measurement = make(name)
+    assert isinstance(measurement, Measurement)
+    dataset = fitting(measurement, [features, images])
+    measurement.prepare(dataset, home)
+    data = dataset.load(home)
+    network = trained(dataset)
+    model = network.objective.model
+    model.train()
+    before, torch_state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    result = measurement.measure(network, data, home)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert result.metrics
+    for metric in result.metrics.values():
+        assert all(math.isfinite(v) for v in (metric.value, metric.ci_low, metric.ci_high))
+        assert metric.ci_low <= metric.value <= metric.ci_high
+        assert metric.n > 0
+    text = json.dumps(result.details, allow_nan=False)
+    for table in result.tables.values():
+        assert len(table)
+        assert not any(column.startswith("Unnamed") for column in table)
+    torch.manual_seed(99)
+    again = make(name).measure(network, data, home)
+    assert dict(again.metrics) == dict(result.metrics)
+    assert json.dumps(again.details) == text
+    assert all(again.tables[key].equals(table) for key, table in result.tables.items())
+    assert set(again.figures) == set(result.figures)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seed_is_checked(name):
+    kind = type(make(name))
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: seed must be an integer >= 0, got -1"):
+        kind(seed=-1)
