@@ -2,13 +2,15 @@
 
 The batch is cut into parts of at most ``PART`` rows whose data stay near the processor.  What orders 1 and 2 read again
 is kept per part; everything else is scratch that the parts share.  Lists: ``forward`` (loss), ``backward`` (gradient),
-``product`` (``Hv``), ``quadratic`` (``grad v'Hv``) and ``both``.
+``product`` (``Hv``), ``quadratic`` (``grad v'Hv``) and ``both``; and, made when first asked for, the two of
+``Linearized``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import torch
@@ -19,6 +21,20 @@ from spectral_run.curvature.native.losses import Loss
 from spectral_run.curvature.native.operations import LANES, Operations
 
 PART = 128
+
+
+@final
+@dataclass(frozen=True)
+class Linearized:
+    """``J v`` of the plan's direction and ``J' u``, J the Jacobian of the outputs: (parts, 1, C, lanes) both.
+
+    ``tangent`` writes ``moved``; ``pullback`` reads ``pulled`` and writes the gradient of order 1.
+    """
+
+    tangent: Operations
+    pullback: Operations
+    moved: Tensor
+    pulled: Tensor
 
 
 @final
@@ -44,8 +60,46 @@ class Plan:
         widest = max(size.positions * size.channels for layer in layers for size in (layer.shape_in, layer.shape_out))
         self._passing = [torch.empty(widest * self._lanes, dtype=dtype) for _ in range(2)]
         self.forward, self.backward, self.product, self.quadratic, self.both = (Operations() for _ in range(5))
+        self._emitted: list[tuple[list[Jet], list[Context], int]] = []  # of each part: values, places, first trainable
         for part in range(self._parts):
             self._emit(part)
+
+    @property
+    def outputs(self) -> Tensor:
+        """The network's, as the forward pass left them: (rows, C)."""
+        parts = [values[-1][0] for values, _, _ in self._emitted]
+        return self.gather(torch.stack([part for part in parts if part is not None]))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(parts, 1, C, lanes) into (rows, C)."""
+        return tensor[:, 0].transpose(1, 2).reshape(-1, tensor.shape[2])[: self._rows]
+
+    def scatter(self, tensor: Tensor, out: Tensor) -> None:
+        """(rows, C) into (parts, 1, C, lanes)."""
+        self._spread(tensor[:, None], out)
+
+    @cached_property
+    def linearized(self) -> Linearized:
+        """Order 1 forwards, and order 1 backwards of a network that is linear: no value but x[0] and no g[0]."""
+        last = len(self._layers) - 1
+        shape = self._layers[last].shape_out
+        moved, pulled = torch.zeros(2, self._parts, shape.positions, shape.channels, self._lanes, dtype=self._dtype)
+        tangent, pullback = Operations(), Operations()
+        for part, (values, places, trainable) in enumerate(self._emitted):
+            x: list[Jet] = [[value[0], None, None] for value in values]
+            seen = [replace(place, x=x[i]) for i, place in enumerate(places)]
+            for i, layer in enumerate(self._layers):
+                out = moved[part]
+                if i < last:
+                    in_place = layer.in_place and i > 0
+                    out = self._room(part, i + 1, 1, "x", layer.shape_out, x[i][1], in_place=in_place)
+                if layer.forward(1, tangent, seen[i], out):
+                    x[i + 1][1] = out
+            g: list[Jet] = [[None] * 3 for _ in values]
+            g[last + 1][1] = pulled[part]
+            seen = [replace(place, x=[place.x[0], None, None], g=g[i + 1]) for i, place in enumerate(places[:-1])]
+            self._backward(1, part, pullback, g, seen, trainable)
+        return Linearized(tangent, pullback, moved, pulled)
 
     def load(self, inputs: Tensor, targets: Tensor) -> None:
         """Bring a batch into the kernels' layout."""
@@ -78,6 +132,7 @@ class Plan:
         trainable = next((i for i, layer in enumerate(self._layers) if layer.reads_input), count)
         places = [self._context(part, i, values[i], cotangents[i + 1], first=i <= trainable) for i in range(count)]
         places.append(self._context(part, count, values[count], [], first=False))
+        self._emitted.append((values, places, trainable))
         self._forward(0, part, self.forward, values, cotangents, places)
         self._backward(0, part, self.backward, cotangents, places, trainable)
         for operations in (self.product, self.quadratic, self.both):
@@ -157,7 +212,7 @@ class Plan:
 def _lifetimes(layers: Sequence[Layer]) -> set[tuple[str, int, int]]:
     """(kind, order, i) of every value i, the input of layer i, and cotangent that is read after its neighbour has."""
     count = len(layers)
-    lasting = {("x", k, count) for k in (1, 2)}  # the loss reads the outputs' jets
+    lasting = {("x", k, count) for k in range(3)}  # the loss reads the outputs' jets; who asks gets the outputs
     for i in reversed(range(count)):
         layer = layers[i]
         for k in range(3):

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spectral_run.curvature.native.jacobian import NativeJacobian
 from spectral_run.curvature.native.layers import Layer
 from spectral_run.curvature.native.losses import Loss
 from spectral_run.curvature.native.plan import Plan
@@ -130,8 +131,17 @@ class NativeProblem(BatchProblem):
             params=params.detach().clone(),
         )
 
+    def jacobian(self) -> NativeJacobian:
+        """Of the outputs, at this problem's point."""
+        return NativeJacobian(self._primal)
+
+    def _primal(self) -> Plan:
+        """The plan with this problem's forward pass in it."""
+        return self._plan if self._plan.owner is self else self._forward()
+
     def _forward(self) -> Plan:
         plan = self._plan
+        self._gradient = None  # it may have been there, but not what its pass leaves behind in the plan
         plan.load(self.inputs, self.targets)
         if self._point is not None:
             plan.point.copy_(self._point)
@@ -143,7 +153,7 @@ class NativeProblem(BatchProblem):
         return plan
 
     def _backward(self) -> None:
-        plan = self._plan if self._plan.owner is self else self._forward()
+        plan = self._primal()
         plan.run(plan.backward)
         self._gradient = plan.gradients[0].clone()
 

@@ -43,6 +43,7 @@ class Rule(ABC):
     vectorizes: ClassVar[bool] = True  # whether torch.func.vmap over v works and pays
 
     needs: tuple[bool, ...]  # which of the tensors are active
+    curved: bool = True  # whether ``backward0`` keeps what ``backward1`` needs
     own_point: bool = True  # at the model's own parameters: only then may a layer's state move
     draws: Any = None  # random numbers of the first pass over this batch; later passes find them here
     jet1: Any = None  # what the backward pass needs of orders 1 and 2 of this product; the engine lets go of both
@@ -57,6 +58,13 @@ class Rule(ABC):
     def refusal(cls, given: Mapping[str, Any]) -> str:
         """Why these arguments of ``forward0`` are not covered; empty where they are."""
         return ""
+
+    def straighten(self) -> None:
+        """After ``forward0``: from now on only the node's derivative is wanted, ``forward1``, and its transpose.
+
+        The transpose is ``backward0``, of any cotangent and any number of times. Gauss-Newton products need no more.
+        """
+        self.curved = False
 
     @abstractmethod
     def forward0(self, *args: Any, **kwargs: Any) -> Tensor:

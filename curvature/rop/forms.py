@@ -22,7 +22,7 @@ class Elementwise(Rule):
     """``y = s(x)``: ``y1 = s' x1``, ``y2 = s' x2 + s'' x1^2``; the cotangent ``s' g`` likewise."""
 
     g0: Tensor
-    slope: Tensor
+    slope: Tensor  # s'
     bend: Tensor | None = None  # s'' g0
 
     @abstractmethod
@@ -37,9 +37,15 @@ class Elementwise(Rule):
     def third(self) -> Tensor:
         """``s'''`` at the point."""
 
+    def straighten(self) -> None:
+        """``s'`` once for all products."""
+        super().straighten()
+        self.slope = self.first()
+
     def backward0(self, g0: Tensor) -> Cotangents:
         """``s' g0``."""
-        self.g0, self.slope = g0, self.first()
+        if self.curved:
+            self.g0, self.slope = g0, self.first()
         return (self.slope * g0,)
 
     def forward1(self, x1: Tensor) -> Tensor:
@@ -214,7 +220,7 @@ class Bilinear(Rule):
     def backward0(self, g0: Tensor) -> Cotangents:
         """Cotangents of x and w."""
         by_x, by_w = self.needs[0], self.needs[1]
-        if by_x and by_w:
+        if by_x and by_w and self.curved:
             self.g = g0
         x = self.by_input(g0, self.w) if by_x else None
         return x, self.by_weight(g0, self.x) if by_w else None

@@ -67,14 +67,18 @@ class Normalization(Rule):
 
     def backward0(self, g0: Tensor) -> Cotangents:
         """``r e``, ``sum g u``, ``sum g``."""
-        g = self.g = g0.reshape(self.inner)
+        g = g0.reshape(self.inner)
         x = None
         if self.needs[0]:
             h = self.w * g
             if not self.fixed:
-                self.a0, self.b0 = h.mean(self.dims, keepdim=True), self._mean(self.u, h)
-                h = (h - self.a0).addcmul_(self.u, self.b0, value=-1)
+                a0, b0 = h.mean(self.dims, keepdim=True), self._mean(self.u, h)
+                h = add_product_(h - a0, self.u, b0, value=-1)
+                if self.curved:
+                    self.a0, self.b0 = a0, b0
             x = h.mul_(self.r).reshape(self.outer)
+        if self.curved:
+            self.g = g
         return x, *self._parameters(g, [(g, self.u, 1)])
 
     def forward1(self, x1: Jet, w1: Jet = None, b1: Jet = None) -> Tensor:

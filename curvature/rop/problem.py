@@ -9,22 +9,20 @@ Cost in gradients: linearize 1, product 1 to 2, ``hvp_and_quadratic_grad`` 2 to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, _utils
+from torch import Tensor
 
 from spectral_run.curvature.objective import Objective
 from spectral_run.curvature.problem import BatchProblem
-from spectral_run.curvature.rop.base import Cotangents, LossRule
-from spectral_run.curvature.rop.graph import Node
+from spectral_run.curvature.rop.base import LossRule
+from spectral_run.curvature.rop.graph import Node, flat, hand_down, unflatten
+from spectral_run.curvature.rop.jacobian import RopJacobian
 from spectral_run.curvature.rop.trace import Program, trace
 
-# C++ loops over the parameters: a third of the time that split, view and cat take from Python.
-_flatten: Callable[[Sequence[Tensor]], Tensor] = _utils._flatten_dense_tensors
-_unflatten: Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]] = _utils._unflatten_dense_tensors
 Values: TypeAlias = list[Any]  # a tensor or None per slot
 
 
@@ -59,7 +57,7 @@ class RopProblem(BatchProblem):
         self._own_point = params is None
         self._draws: dict[int, Any] = {} if draws is None else draws
         own = [p.detach() for p in self.graph.parameters]
-        self._params: list[Tensor] = own if params is None else list(_unflatten(params.detach(), own))
+        self._params: list[Tensor] = own if params is None else list(unflatten(params.detach(), own))
         self._loss: Tensor | None = None
         self._outputs: Tensor | None = None
         self._nodes: list[Node] = []
@@ -71,7 +69,7 @@ class RopProblem(BatchProblem):
     @property
     def params(self) -> Float[Tensor, " n"]:
         """The point, as one vector (a copy)."""
-        return _flat(self._params)
+        return flat(self._params)
 
     @torch.no_grad()
     def loss(self) -> Float[Tensor, ""]:
@@ -105,15 +103,15 @@ class RopProblem(BatchProblem):
         self._outputs = None
         for rule, _, slots, out, _ in self._backwards:
             g, cotangents[out] = cotangents[out], None
-            _hand_down(cotangents, slots, rule.backward0(g))
-        self._gradient = _flat(self._collect(cotangents))
+            hand_down(cotangents, slots, rule.backward0(g))
+        self._gradient = flat(self._collect(cotangents))
 
     def hvp(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """``H v``: order 1 forwards and backwards."""
         self._begin(1)
         with torch.no_grad():
-            pieces = self._product(_unflatten(v, self._params))
-            return self._shifted(_flat(pieces), v)
+            pieces = self._product(unflatten(v, self._params))
+            return self._shifted(flat(pieces), v)
 
     def hvps(self, vectors: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         """``H v`` for every row: k products, all at once and in k times the memory where every rule vectorizes."""
@@ -131,8 +129,8 @@ class RopProblem(BatchProblem):
         """``H v`` and the gradient of ``v'Hv``: orders 1 and 2 in one sweep."""
         self._begin(1)
         with torch.no_grad():
-            first, second = self._both(_unflatten(v, self._params))
-            return self._shifted(_flat(first), v), _flat(second)
+            first, second = self._both(unflatten(v, self._params))
+            return self._shifted(flat(first), v), flat(second)
 
     def at(self, params: Float[Tensor, " n"]) -> RopProblem:
         """The same batch at other parameters, with the same dropout masks; the network stays as it is."""
@@ -148,6 +146,12 @@ class RopProblem(BatchProblem):
             draws=self._draws,
         )
 
+    def jacobian(self) -> RopJacobian:
+        """Of the outputs, at the same point and with the same dropout masks. Cost: a primal pass of its own."""
+        if self.graph.draws:
+            self.loss()
+        return RopJacobian(self.graph, self.inputs, self._params, self._draws)
+
     def _product(self, v: Sequence[Tensor]) -> list[Tensor]:
         x1 = self._tangents(v)
         for rule, inputs, _, out, last in self._nodes:
@@ -160,7 +164,7 @@ class RopProblem(BatchProblem):
             g1[self.graph.output] = self._rule.cotangent1(z1)
             for rule, _, slots, out, _ in self._backwards:
                 g, g1[out] = g1[out], None
-                _hand_down(g1, slots, rule.backward1(g))
+                hand_down(g1, slots, rule.backward1(g))
                 rule.jet1 = None
         return self._collect(g1)
 
@@ -180,8 +184,8 @@ class RopProblem(BatchProblem):
             g2[self.graph.output] = self._rule.cotangent2(z1, z2)
             for rule, _, slots, out, _ in self._backwards:
                 (first, g1[out]), (second, g2[out]) = (g1[out], None), (g2[out], None)
-                _hand_down(g1, slots, rule.backward1(first))
-                _hand_down(g2, slots, rule.backward2(first, second))
+                hand_down(g1, slots, rule.backward1(first))
+                hand_down(g2, slots, rule.backward2(first, second))
                 rule.jet1 = rule.jet2 = None
         return self._collect(g1), self._collect(g2)
 
@@ -215,17 +219,3 @@ class RopProblem(BatchProblem):
 
     def _shifted(self, product: Tensor, v: Tensor) -> Tensor:
         return product.add_(v, alpha=self._weight_decay) if self._weight_decay else product
-
-
-def _hand_down(cotangents: Values, slots: tuple[int, ...], parts: Cotangents) -> None:
-    """Add to what other readers of these values have handed down; never in place, since parts may share memory."""
-    for slot, part in zip(slots, parts, strict=True):
-        if part is not None:
-            have = cotangents[slot]
-            cotangents[slot] = part if have is None else have + part
-
-
-def _flat(pieces: list[Tensor]) -> Tensor:
-    """A new vector of all the tensors' numbers."""
-    # The C++ function gives a single tensor back as it is.
-    return pieces[0].reshape(-1).clone() if len(pieces) == 1 else _flatten(pieces)
