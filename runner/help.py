@@ -11,6 +11,7 @@ spectral-run: train networks whose loss Hessian has a small spectral radius, and
   spectral-run dataset=usps regularizer=none seed=1        choices and settings are overrides
   spectral-run --multirun regularizer.mu=0.001,0.005 'seed=range(3)' hydra/launcher=parallel
   spectral-run experiment=quickstart                       a stored sweep
+  spectral-run run_dir=FOLDER generalization=[spectrum]    measure a finished run, without training
   spectral-run ... --cfg job                               print the composed configuration
   spectral-run ... validate=true                           compose and check everything, run nothing
   spectral-run --config-dir mine model=net                 with your own conf files in mine/model/net.yaml
