@@ -49,8 +49,8 @@ def test_density_figure() -> None:
     assert low < -0.03
     assert high > 7.0
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "hessian, $\\lambda_1$ = 7",
-        "gauss newton, $\\lambda_1$ = 5",
+        "Hessian, $\\lambda_1$ = 7",
+        "Gauss-Newton, $\\lambda_1$ = 5",
     ]
     for line, one in zip(above.get_lines(), found.values(), strict=True):
         x, y = (np.asarray(data, dtype=float) for data in line.get_data())
@@ -105,7 +105,7 @@ def test_layer_figure() -> None:
     assert [bar.get_width() for bar in one.patches] == [3.0, -1.0, 0.5]
     np.testing.assert_allclose([bar.get_width() for bar in other.patches], [2.0, 1.0, np.nan])
     assert [label.get_text() for label in one.get_yticklabels()] == ["conv", "fc", "(own)"]
-    assert one.get_title(loc="left") == "hessian"
+    assert one.get_title(loc="left") == "Hessian"
     errors = next(c for c in one.collections if isinstance(c, LineCollection)).get_segments()
     np.testing.assert_allclose([segment[:, 0] for segment in errors], [[2.6, 3.4], [-1.2, -0.8], [0.5, 0.5]])
     assert one.get_ylim()[0] > one.get_ylim()[1]  # the first layer on top
