@@ -2,7 +2,8 @@
 
 ``f(w) = sum_b (|b| / N) f_b(w)`` over batches b of N rows: an uneven last batch counts by its size.  The network must
 be in evaluation mode where its layers mix the rows of a batch (BatchNorm), or f is no such sum; the caller sees to it.
-Cost of a product: for every batch one primal pass and one product.
+Cost of a product: for every batch one primal pass and one product.  With several processes each goes through its piece
+of the rows, and the sums are added up in one message.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from spectral_run.curvature.backends import Backend, choose_backend
 from spectral_run.curvature.objective import Objective, flatten
+from spectral_run.curvature.parallel import Processes
 from spectral_run.curvature.problem import BatchProblem
 
 
@@ -32,6 +34,7 @@ class FullDataProblem(BatchProblem):
         backend: Backend | None = None,
         batch_size: int = 1024,
         params: Float[Tensor, " n"] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"FullDataProblem: batch_size must be at least 1, got {batch_size}.")
@@ -40,6 +43,8 @@ class FullDataProblem(BatchProblem):
         self.products = 0
         self.inputs, self.targets = inputs, targets
         self._batch_size, self._params = batch_size, params
+        self._processes = processes
+        self._rows = slice(None) if processes is None else processes.rows(len(inputs))
         self._backend = backend or choose_backend("autograd", objective, inputs)
 
     @property
@@ -50,26 +55,26 @@ class FullDataProblem(BatchProblem):
 
     def loss(self) -> Float[Tensor, ""]:
         """Mean loss over the split."""
-        return self._mean(lambda problem: problem.loss())
+        return self._mean(lambda problem: problem.loss(), ())
 
     def grad(self) -> Float[Tensor, " n"]:
         """Gradient of the mean loss."""
-        return self._mean(lambda problem: problem.grad())
+        return self._mean(lambda problem: problem.grad(), (self.n,))
 
     def hvp(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """``H v`` over the split: one product, however many batches."""
         self.products += 1
-        return self._mean(lambda problem: problem.hvp(v))
+        return self._mean(lambda problem: problem.hvp(v), (self.n,), v)
 
     def hvps(self, vectors: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         """``H v`` for every row over the split: k products for one primal pass over the batches."""
         self.products += len(vectors)
-        return self._mean(lambda problem: problem.hvps(vectors))
+        return self._mean(lambda problem: problem.hvps(vectors), tuple(vectors.shape), vectors)
 
     def hvp_and_quadratic_grad(self, v: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """``H v`` and the gradient of ``v'Hv`` over the split: one product."""
         self.products += 1
-        both = self._mean(lambda problem: torch.stack(problem.hvp_and_quadratic_grad(v)))
+        both = self._mean(lambda problem: torch.stack(problem.hvp_and_quadratic_grad(v)), (2, self.n), v)
         return both[0], both[1]
 
     def at(self, params: Float[Tensor, " n"]) -> FullDataProblem:
@@ -81,23 +86,31 @@ class FullDataProblem(BatchProblem):
             backend=self._backend,
             batch_size=self._batch_size,
             params=params,
+            processes=self._processes,
         )
 
     def batches(self) -> Iterator[BatchProblem]:
-        """One batch problem after another, each freed before the next is made."""
-        batches = zip(
-            torch.split(self.inputs, self._batch_size), torch.split(self.targets, self._batch_size), strict=True
-        )
-        for inputs, targets in batches:
+        """One batch problem after another, each freed before the next is made; with several processes, of its rows."""
+        for inputs, targets in self._pieces():
             yield self._backend(self.objective, inputs, targets, self._params)
 
-    def _mean(self, value: Callable[[BatchProblem], Tensor]) -> Tensor:
+    def _pieces(self) -> list[tuple[Tensor, Tensor]]:
+        """The rows of every batch; none where there are no rows."""
+        whole = (self.inputs[self._rows], self.targets[self._rows])
+        inputs, targets = (torch.split(rows, self._batch_size) if len(rows) else () for rows in whole)
+        return list(zip(inputs, targets, strict=True))
+
+    def _mean(
+        self, value: Callable[[BatchProblem], Tensor], shape: tuple[int, ...], same: Tensor | None = None
+    ) -> Tensor:
         rows = len(self.inputs)
-        total: Tensor | None = None
-        sizes = [len(batch) for batch in torch.split(self.targets, self._batch_size)]
-        for size, problem in zip(sizes, self.batches(), strict=True):
-            term = value(problem) * (size / rows)
-            total = term if total is None else total + term
-        if total is None:
+        if not rows:
             raise ValueError("FullDataProblem: the split has no rows.")
-        return total
+        total: Tensor | None = None
+        for (_, targets), problem in zip(self._pieces(), self.batches(), strict=True):
+            term = value(problem) * (len(targets) / rows)
+            total = term if total is None else total + term
+        if total is None:  # more processes than rows
+            like = self.objective.parameters[0]
+            total = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        return total if self._processes is None else self._processes.sum(total, same=same)[0]

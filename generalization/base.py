@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,8 +39,8 @@ class TestResult:
 
     metrics: Mapping[str, Metric]
     details: Mapping[str, Any] = field(default_factory=dict)
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    tables: Mapping[str, Any] = field(default_factory=dict)  # data frames
+    figures: Mapping[str, Any] = field(default_factory=dict)  # matplotlib's; a run without any loads no matplotlib
 
     __test__ = False  # no test class, whatever pytest thinks of the name
 

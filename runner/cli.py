@@ -14,6 +14,7 @@ from typing import Any
 
 CONF = Path(__file__).parent.parent / "conf"
 _CONFIG_DIR = ("--config-dir", "-cd")
+_OWN_PROCESSES = "hydra/launcher={} starts processes of its own; leave it out with torchrun."
 _WITH_VALUE = (*_CONFIG_DIR, "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--experimental-rerun")
 
 
@@ -49,8 +50,20 @@ def command(arguments: list[str]) -> int:
         sys.path.insert(0, here)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting with 1
-    sys.argv = ["spectral-run", *_flags_first(arguments)]  # where Hydra reads them
-    return _hydra()
+    from spectral_run.runner.processes import launch, part, quiet
+
+    launchers = [argument.partition("=")[2] for argument in arguments if argument.startswith("hydra/launcher=")]
+    if launch().size > 1 and set(launchers) - {"basic"}:  # before they start
+        _complain(_OWN_PROCESSES.format(*launchers))
+        return 2
+    with quiet() as elsewhere:
+        if elsewhere is not None:  # what Hydra writes of a sweep, the first process's Hydra writes too
+            arguments = [*arguments, f"hydra.sweep.dir={elsewhere}"]
+        sys.argv = ["spectral-run", *_flags_first(arguments)]  # where Hydra reads them
+        try:
+            return _hydra()
+        finally:
+            part()
 
 
 def _hydra() -> int:
@@ -83,15 +96,19 @@ def task(config: Any) -> Any:
     from hydra.types import RunMode
 
     from spectral_run.runner.console import log, set_up_log
+    from spectral_run.runner.processes import join, launch
     from spectral_run.runner.settings import ConfigurationError, settings_from
 
     set_up_log()
+    several = launch().size > 1
     hydra_config = HydraConfig.get()
     many = hydra_config.mode == RunMode.MULTIRUN
     if many:
         log.info("[%s] %s", hydra_config.job.num, " ".join(hydra_config.overrides.task))
     try:
         settings = settings_from(config)
+        if several:
+            _refuse_with_several(settings.run_dir, hydra_config.runtime.choices)
         from spectral_run.runner.run import Outcome, execute  # torch, once the settings are in order
 
         if settings.run_dir is not None:
@@ -100,20 +117,32 @@ def task(config: Any) -> Any:
             outcome = revisit(settings, list(hydra_config.overrides.task))
         else:
             outcome = execute(settings, _choices(hydra_config.runtime.choices), bar=not many)
-        if outcome.folder and outcome.status == "done" and not many:
+        if outcome.folder and outcome.status == "done" and not many and launch().first:
             from spectral_run.reports.summary import summarize
 
             summarize([Path(outcome.folder)], Path(outcome.folder))
         if settings.optimized_metric is not None:
             from spectral_run.runner.sweep import Optimized
 
-            return Optimized.of(outcome, settings.optimized_metric)
+            metric = settings.optimized_metric
+            return join().from_first(lambda: Optimized.of(outcome, metric))
     except ConfigurationError as error:
         from spectral_run.runner.run import Outcome
 
         _complain(str(error))
         return Outcome(2, "invalid")
     return outcome
+
+
+def _refuse_with_several(run_dir: str | None, choices: Mapping[str, Any]) -> None:
+    """What does not go with several processes on one run. Raises ``ConfigurationError``."""
+    from spectral_run.runner.settings import ConfigurationError
+
+    launcher = choices.get("hydra/launcher")
+    if launcher not in (None, "basic"):
+        raise ConfigurationError(_OWN_PROCESSES.format(launcher))
+    if run_dir is not None:
+        raise ConfigurationError("run_dir: a finished run is measured by one process; leave torchrun out.")
 
 
 def _choices(choices: Mapping[str, Any]) -> dict[str, str]:
@@ -149,6 +178,8 @@ def _flags_first(arguments: list[str]) -> list[str]:
 
 
 def _complain(message: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # the first of a machine's processes says it
+        return
     print(f"spectral-run: {message}", file=sys.stderr)
 
 
@@ -183,3 +214,7 @@ def _all_keys() -> list[str]:
         keys = keys_of(compose("config"))
     groups = [path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")]
     return [*keys, *sorted(set(groups) - {"."})]
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.parallel import Processes
 from spectral_run.datasets.base import Split
 from spectral_run.generalization.base import Metric
 from spectral_run.generalization.statistics import proportion
@@ -35,13 +36,19 @@ class Evaluation:
         return numbers
 
 
-def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's outputs for all rows."""
+def outputs(model: nn.Module, inputs: Tensor, processes: Processes | None = None) -> Tensor:
+    """The network's outputs for all rows; several processes each compute a piece, and have the whole."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return torch.cat([model(part) for part in torch.split(inputs, ROWS)])
+            if processes is None:
+                return torch.cat([model(part) for part in torch.split(inputs, ROWS)])
+            rows = processes.rows(len(inputs))
+            own = outputs(model, inputs[rows] if rows.stop > rows.start else inputs[:1])
+            whole = own.new_zeros(len(inputs), *own.shape[1:])
+            whole[rows] = own[: rows.stop - rows.start]
+            return processes.sum(whole)[0]
     finally:
         model.train(training)
 
@@ -51,9 +58,9 @@ def predict(model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs(model, inputs).argmax(1)
 
 
-def evaluate(objective: Objective, split: Split) -> Evaluation:
+def evaluate(objective: Objective, split: Split, processes: Processes | None = None) -> Evaluation:
     """Loss, and accuracy where the targets are class numbers."""
-    y = outputs(objective.model, split.inputs)
+    y = outputs(objective.model, split.inputs, processes)
     loss = float(objective.loss(y, split.targets))
     if split.targets.is_floating_point():
         return Evaluation(loss, None)

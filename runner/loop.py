@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectral_run.curvature.exact_layers import running_statistics
+from spectral_run.curvature.objective import flatten
 from spectral_run.datasets.base import Data
 from spectral_run.optimizers.schedules import schedule
 from spectral_run.regularizers.base import RegularizedGradient, Step
@@ -26,8 +26,8 @@ from spectral_run.runner import checkpoint, seeding
 from spectral_run.runner.clock import Clock
 from spectral_run.runner.console import EpochReport
 from spectral_run.runner.evaluate import evaluate
-from spectral_run.runner.parts import Parts
-from spectral_run.runner.record import Lines, RunFolder
+from spectral_run.runner.parts import Parts, refuse_single_rows
+from spectral_run.runner.record import RunFolder
 from spectral_run.trackers.base import Tracker
 
 _SHOWN = {
@@ -70,10 +70,11 @@ class Loop:
         self._rates = [group.get("lr", 0.0) for group in parts.optimizer.param_groups]
         self.clock = Clock(state["seconds"] if state else None)
         torch.manual_seed(seeding.derive(parts.settings.seed, parts.dataset.name, "forward"))
+        refuse_single_rows(parts, len(data.train) - (self._steps_per_epoch - 1) * training.batch_size)
         if state:
             self._load(state)
-        self.metrics = Lines(folder.path / "metrics.jsonl", state["metrics_bytes"] if state else 0)
-        self.timing = Lines(folder.path / "timing.jsonl", state["timing_bytes"] if state else 0)
+        self.metrics = folder.lines("metrics.jsonl", state["metrics_bytes"] if state else 0)
+        self.timing = folder.lines("timing.jsonl", state["timing_bytes"] if state else 0)
         self._flat_gradient = torch.zeros(parts.objective.n, device=parts.device, dtype=parts.dtype)
         self._gradients = parts.objective.split(self._flat_gradient)
 
@@ -106,22 +107,25 @@ class Loop:
                     self._one_step(self.data.train.inputs[rows], self.data.train.targets[rows])
                     self.position += 1
                     self.step += 1
-                    if stop or time.monotonic() - last_save > 60 * training.checkpoint_minutes:
+                    stopping = self._stopping(stop)
+                    if stopping or time.monotonic() - last_save > 60 * training.checkpoint_minutes:
                         self.save()
                         last_save = time.monotonic()
-                    if stop:
+                    if stopping:
                         raise KeyboardInterrupt
                 self.epoch += 1
                 self.position = 0
                 report(self.epoch, self._end_of_epoch())
                 self.save()
                 last_save = time.monotonic()
-                if stop:
+                if self._stopping(stop):
                     raise KeyboardInterrupt
 
     def save(self) -> None:
         """Write a checkpoint of everything."""
         with self.clock.phase("other"):
+            if not self.folder.writes:
+                return
             checkpoint.save(self.folder.checkpoints, self.step, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,6 +133,7 @@ class Loop:
         parts = self.parts
         return {
             "config_hash": parts.settings.config_hash,
+            "processes": self.folder.processes,
             "data_sha256": self.data.sha256,
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
@@ -165,19 +170,29 @@ class Loop:
         shuffle = seeding.generator(settings.seed, self.parts.dataset.name, "order", self.epoch)
         return torch.randperm(len(self.data.train), generator=shuffle).to(self.parts.device)
 
+    def _stopping(self, stop: list[int]) -> bool:
+        """Whether to stop here; of several processes all stop after the same step, since their messages tell them."""
+        processes = self.parts.processes
+        if processes is None:
+            return bool(stop)
+        processes.flag = bool(stop)
+        return processes.raised
+
     def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
         parts, name = self.parts, self.parts.dataset.name
         calls = 0
+        if parts.processes is not None:  # masks of its own in every process, and no state of theirs to save
+            purpose = ("forward", self.step, parts.processes.rank)
+            torch.manual_seed(seeding.derive(parts.settings.seed, name, *purpose))
 
         def closure() -> float:
             # An optimizer may call this several times: the same batch, each time at the parameters as they are.
             nonlocal calls
             start = seeding.generator(parts.settings.seed, name, "eigensolver", self.step)
-            problem = parts.backend(parts.objective, inputs, targets)
+            problem = parts.problem(inputs, targets)
             with self.clock.phase("gradient"):
                 if calls == 0:
-                    with running_statistics(parts.model):
-                        problem.loss()
+                    parts.first_pass(problem)
             result = parts.regularizer.gradient(problem, Step(self.step, start, self._carried, self.clock.phase))
             calls += 1
             self.evaluations += 1
@@ -222,11 +237,15 @@ class Loop:
 
     def _end_of_epoch(self) -> dict[str, float]:
         parts, settings = self.parts, self.parts.settings
+        if parts.processes is not None:  # to the bit, or they train different networks from here on
+            held = [*parts.objective.parameters, *parts.model.buffers()]
+            everything = flatten([tensor.detach().to(parts.dtype) for tensor in held])
+            parts.processes.sum(everything[:1], same=everything)
         train = {name: total / weight for name, (total, weight) in self._sums.items()}
         train["lr"] = self._rates[0] * self._factor(self.epoch - 1)
         self._sums = {}
         with self.clock.phase("evaluation"):
-            validation = evaluate(parts.objective, self.data.validation).numbers()
+            validation = evaluate(parts.objective, self.data.validation, parts.processes).numbers()
             every = settings.curvature.every_epochs
             if every and (self.epoch % every == 0 or self.finished):
                 generator = seeding.generator(settings.seed, parts.dataset.name, "measure", self.epoch)

@@ -9,7 +9,6 @@ from typing import Any
 
 from spectral_run.datasets.base import Data, DataHome
 from spectral_run.generalization.base import TestResult, TrainedNetwork
-from spectral_run.reports.figures import save
 from spectral_run.runner.evaluate import predict
 from spectral_run.runner.files import write_whole
 from spectral_run.runner.parts import Parts
@@ -42,6 +41,8 @@ def _write(tested: TestResult, folder: Path, test: str) -> list[str]:
         written.append(f"{test}_{name}.csv")
         write_whole(folder / written[-1], table.to_csv(index=False).encode())
     for name, figure in tested.figures.items():
+        from spectral_run.reports.figures import save  # matplotlib, where there is something to draw
+
         for kind in ("png", "pdf"):
             written.append(f"{test}_{name}.{kind}")
             save(figure, folder / written[-1])

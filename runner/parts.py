@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectral_run.curvature.backends import Backend, choose_backend
-from spectral_run.curvature.exact_layers import refuse_inexact, running_statistics, swap_norms
+from spectral_run.curvature.exact_layers import ExactBatchNorm, refuse_inexact, running_statistics, swap_norms
 from spectral_run.curvature.measure import measure_rho
 from spectral_run.curvature.objective import Objective
 from spectral_run.curvature.parallel import ParallelProblem, Processes, average_statistics
@@ -192,3 +192,32 @@ def _model(settings: Settings, dataset: Dataset, device: torch.device, dtype: to
     if shape != (2, dataset.classes):
         raise ConfigurationError(f"{what} must give outputs of shape (rows, {dataset.classes}), got {shape}.")
     return model
+
+
+def remarks(parts: Parts, before: int) -> list[str]:
+    """What several processes do otherwise than one, or than those that a run was begun ``before`` with."""
+    size = 1 if parts.processes is None else parts.processes.size
+    lines = []
+    if before != size:
+        lines.append(f"begun with processes={before}, goes on with {size}: numbers may differ in the last digits")
+    if size > 1:
+        lines.append(f"{size} processes share the rows of every batch")
+        if _has_batch_norm(parts):
+            lines.append("BatchNorm takes the statistics of each process's rows (ghost batch norm)")
+        if parts.objective.random:
+            lines.append("dropout draws other masks than one process would")
+    return lines
+
+
+def refuse_single_rows(parts: Parts, last: int) -> None:
+    """Raise ``ValueError`` where a process gets a single row of a batch, the ``last`` one: it has no statistics."""
+    size = parts.settings.training.batch_size
+    if parts.processes is not None and _has_batch_norm(parts) and min(size, last) < 2 * parts.processes.size:
+        raise ValueError(
+            f"BatchNorm needs 2 rows in every process, and {parts.processes.size} processes share batches of {size} "
+            f"rows, the last of {last}; choose another training.batch_size, or fewer processes."
+        )
+
+
+def _has_batch_norm(parts: Parts) -> bool:
+    return any(isinstance(module, ExactBatchNorm) for module in parts.model.modules())

@@ -21,7 +21,8 @@ from spectral_run.runner import checkpoint, measurements, seeding
 from spectral_run.runner.console import epoch_report
 from spectral_run.runner.evaluate import evaluate
 from spectral_run.runner.loop import DivergedError, Loop
-from spectral_run.runner.parts import Parts, build_parts
+from spectral_run.runner.parts import Parts, build_parts, remarks
+from spectral_run.runner.processes import Ranks, abandon, join
 from spectral_run.runner.record import RESULT_SCHEMA, RunBusyError, RunFolder, log_to, stop_log
 from spectral_run.runner.settings import Settings
 from spectral_run.trackers.base import RunInfo, Tracker
@@ -45,11 +46,30 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
     Every other error ends as ``status: failed`` with its traceback in ``result.json``; ``KeyboardInterrupt`` passes.
     """
     set_up_torch(settings)
-    folder = RunFolder(settings, choices)
-    parts = build_parts(settings)
+    ranks = join()
+    ranks.agree("their settings", f"{settings.config_hash} {settings.seed}")
+    folder = RunFolder(settings, choices, processes=ranks.size, writes=ranks.first)
+    with ranks.together():
+        parts = build_parts(settings, ranks.processes)
     if settings.validate:
         log.info("valid: %s (%d parameters)", folder.label, parts.objective.n)
         return Outcome(0, "valid")
+    outcome = ranks.from_first(lambda: _enter(folder, settings))
+    if outcome is not None:
+        return outcome
+    try:
+        handler = log_to(folder.path / "run.log") if ranks.first else None
+        try:
+            return _record(parts, folder, ranks, bar=bar)
+        finally:
+            if handler is not None:
+                stop_log(handler)
+    finally:
+        folder.close()
+
+
+def _enter(folder: RunFolder, settings: Settings) -> Outcome | None:
+    """Take the run's folder; or how the run ends, where there is nothing to do in it."""
     if skipped := _finished_before(folder, settings):
         return skipped
     try:
@@ -61,16 +81,9 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
         log.error("%s can't be written: %s", folder.path, describe(error))
         folder.close()
         return Outcome(1, "failed", str(folder.path))
-    try:
-        if skipped := _finished_before(folder, settings):  # by a process that held the lock until now
-            return skipped
-        handler = log_to(folder.path / "run.log")
-        try:
-            return _record(parts, folder, bar=bar)
-        finally:
-            stop_log(handler)
-    finally:
+    if skipped := _finished_before(folder, settings):  # by a process that held the lock until now
         folder.close()
+    return skipped
 
 
 def set_up_torch(settings: Settings) -> None:
@@ -89,17 +102,18 @@ def _finished_before(folder: RunFolder, settings: Settings) -> Outcome | None:
     return Outcome(0 if status == "done" else 1, status, str(folder.path), skipped=True)
 
 
-def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
+def _record(parts: Parts, folder: RunFolder, ranks: Ranks, *, bar: bool) -> Outcome:
     """Run, and write down whatever came of it."""
     started = time.perf_counter()
     result = _header(parts, folder)
+    lost = False
     try:
         result["versions"] = folder.write_environment(str(parts.device))
         if parts.settings.rerun:
             folder.clear()
-        else:
+        elif folder.writes:
             (folder.path / "result.json").unlink(missing_ok=True)  # of an earlier failure
-        _run(parts, folder, result, bar=bar)
+        _run(parts, folder, ranks, result, bar=bar)
     except KeyboardInterrupt:
         _close(parts.tracker, result | {"status": "interrupted"})
         raise
@@ -107,8 +121,10 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
         log.error("%s", error)
         result |= {"status": "diverged", "error": str(error), "step": error.step, "loss": error.loss}
     except Exception as error:  # the run ends here, whatever it was; the sweep goes on
-        log.error("%s", describe(error))
-        result |= {"status": "failed", "error": describe(error), "traceback": traceback.format_exc()}
+        lost = ranks.lost(error)
+        what = ranks.describe(error, describe(error))
+        log.log(logging.CRITICAL if lost else logging.ERROR, "%s", what)
+        result |= {"status": "failed", "error": what, "traceback": traceback.format_exc()}
     result["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     result["seconds"] = time.perf_counter() - started
     _close(parts.tracker, result)
@@ -116,7 +132,9 @@ def _record(parts: Parts, folder: RunFolder, *, bar: bool) -> Outcome:
         folder.write_result(result)
     except OSError as error:
         log.error("result.json could not be written: %s", describe(error))
-        return Outcome(1, "failed", str(folder.path))
+        result["status"] = "failed"
+    if lost:
+        abandon()
     status = str(result["status"])
     if status != "done":
         log.info("its folder: %s", folder.path)
@@ -130,15 +148,11 @@ def _close(tracker: Tracker, result: dict[str, Any]) -> None:
         log.warning("the tracker could not be closed: %s", describe(error))
 
 
-def _run(parts: Parts, folder: RunFolder, result: dict[str, Any], *, bar: bool) -> None:
+def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], *, bar: bool) -> None:
     settings = parts.settings
     home = DataHome(Path(settings.data_root), settings.download)
-    parts.dataset.prepare(home)
-    for test in parts.tests.values():
-        test.prepare(parts.dataset, home)
-    data = parts.dataset.load(home)
-    check_data(data, parts.dataset)
-    data = data.to(parts.device, parts.dtype)
+    with ranks.together():
+        data = _load(parts, home)
     for notice in data.notices:
         log.warning("%s", notice)
     result["data"] = {
@@ -149,36 +163,56 @@ def _run(parts: Parts, folder: RunFolder, result: dict[str, Any], *, bar: bool) 
         "files": dict(data.files),
         "notices": list(data.notices),
     }
-    state = _resumable(folder, settings, data)
+    state = ranks.from_first(lambda: _resumable(folder, settings, data))
     if state is None:
         folder.clear()
     log.info("%s %s, %d parameters", "resuming" if state else "starting", folder.path, parts.objective.n)
     log.info("backend %s: %s", parts.backend.name, parts.backend.why)
+    for line in remarks(parts, ranks.size if state is None else state.get("processes", 1)):
+        log.info("%s", line)
     config = OmegaConf.to_container(OmegaConf.structured(settings))
     assert isinstance(config, dict)
-    parts.tracker.start(
-        RunInfo(folder.label, settings.name, folder.path, {str(k): v for k, v in config.items()}, state is not None)
-    )
-    loop = Loop(parts, data, folder, parts.tracker, state)
+    with ranks.together():
+        parts.tracker.start(
+            RunInfo(folder.label, settings.name, folder.path, {str(k): v for k, v in config.items()}, state is not None)
+        )
+        loop = Loop(parts, data, folder, parts.tracker, state)
     try:
         with epoch_report(settings.training.epochs, loop.epoch, bar=bar) as report:
             loop.run(report)
-        _measure(parts, data, home, loop, folder, result)
+        train = _measure(parts, data, loop, folder, result)
+        with ranks.together(), loop.clock.phase("evaluation"):
+            if ranks.first:  # the others wait
+                for name in parts.tests:
+                    measurements.take(name, parts, data, home, folder.path, result)
+        result["train"] = _cost(loop) | train
     finally:
         loop.close()
     result["status"] = "done"
 
 
-def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFolder, result: dict[str, Any]) -> None:
-    """Everything that is said of the trained network, at the selected checkpoint."""
+def _load(parts: Parts, home: DataHome) -> Data:
+    """The run's data on its device; those of its tests are there too."""
+    parts.dataset.prepare(home)
+    for test in parts.tests.values():
+        test.prepare(parts.dataset, home)
+    data = parts.dataset.load(home)
+    check_data(data, parts.dataset)
+    return data.to(parts.device, parts.dtype)
+
+
+def _measure(parts: Parts, data: Data, loop: Loop, folder: RunFolder, result: dict[str, Any]) -> dict[str, float]:
+    """Loss, accuracy and rho of the trained network, at the selected checkpoint; gives those of the training split."""
     settings = parts.settings
     assert loop.best is not None
     parts.model.load_state_dict(loop.best["model"])
-    checkpoint.save_weights(folder.path / "model.pt", loop.best["model"])
+    if folder.writes:
+        checkpoint.save_weights(folder.path / "model.pt", loop.best["model"])
     with loop.clock.phase("evaluation"):
-        train = evaluate(parts.objective, data.train)
-        result["val"] = evaluate(parts.objective, data.validation).numbers()
-        result["test"] = evaluate(parts.objective, data.test).numbers()
+        train, result["val"], result["test"] = (
+            evaluate(parts.objective, split, parts.processes).numbers()
+            for split in (data.train, data.validation, data.test)
+        )
     began = time.perf_counter()
     with loop.clock.phase("evaluation"):
         start = seeding.generator(settings.seed, parts.dataset.name, "measure", 0)
@@ -189,11 +223,14 @@ def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFo
             "rho did not converge (%s): residual %.3g after %d products", rho.reason, rho.residual, rho.products
         )
     result["generalization"], result["generalization_details"] = {}, {}
-    for name in parts.tests:
-        with loop.clock.phase("evaluation"):
-            measurements.take(name, parts, data, home, folder.path, result)
+    return train
+
+
+def _cost(loop: Loop) -> dict[str, Any]:
+    """What the run has cost."""
+    assert loop.best is not None
     seconds = loop.clock.seconds()
-    result["train"] = {
+    return {
         "epochs": loop.epoch,
         "steps": loop.step,
         "best_epoch": loop.best["epoch"],
@@ -201,7 +238,6 @@ def _measure(parts: Parts, data: Data, home: DataHome, loop: Loop, folder: RunFo
         "gradient_evaluations": loop.evaluations,
         "seconds": sum(value for phase, value in seconds.items() if phase != "evaluation"),
         "seconds_by_phase": seconds,
-        **train.numbers(),
     }
 
 
@@ -218,6 +254,7 @@ def _header(parts: Parts, folder: RunFolder) -> dict[str, Any]:
         "config": settings.deciding,
         "device": str(parts.device),
         "threads": settings.threads,
+        "processes": folder.processes,
         "parameters": parts.objective.n,
         "backend": {"name": parts.backend.name, "why": parts.backend.why},
     }

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from spectral_run.runner.processes import launch
 from spectral_run.runner.settings import ConfigurationError
 
 JOBS = "jobs.jsonl"
@@ -49,7 +50,9 @@ class SweepCallback(Callback):
         outcome: Any = getattr(returned, "outcome", returned)
         if not hasattr(outcome, "code"):
             return
-        if config.hydra.mode.name == "MULTIRUN":
+        if not launch().first:  # of several processes on a run the first keeps the sweep's record
+            ended.append(outcome.code)
+        elif config.hydra.mode.name == "MULTIRUN":
             line = json.dumps({"job": config.hydra.job.num} | asdict(outcome)) + "\n"
             file = os.open(Path(config.hydra.sweep.dir) / JOBS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -61,6 +64,8 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table over the sweep's runs and draw its figures."""
+        if not launch().first:
+            return
         folder = Path(config.hydra.sweep.dir)
         path = folder / JOBS
         lines = path.read_text().splitlines() if path.exists() else []
