@@ -8,7 +8,7 @@ READY  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types tests data golden bench lock clean
+.PHONY: help setup run test lint types tests data golden bench bench-gpu lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ data: $(READY)  ## fetch every data set from its official source into $SPECTRAL_
 
 golden: $(READY)  ## renew tests/golden/*.json; the difference belongs in the commit
 	SPECTRAL_RENEW_GOLDEN=1 $(BIN)/python -m pytest -q tests/runner/test_golden.py
+
+bench-gpu: $(READY)  ## check and time the CUDA backend (needs a GPU)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench: $(VENV)/.bench  ## time curvature against other libraries, for docs/speed.md: 10 to 20 minutes; ARGS=--quick: 5
 	$(BIN)/python benchmarks/curvature.py $(ARGS)

@@ -116,7 +116,9 @@ def build_parts(settings: Settings, processes: Processes | None = None) -> Parts
         raise ConfigurationError(f"curvature.weight_decay: {type(optimizer).__name__}'s decay is no part of any loss.")
     try:
         example = torch.zeros(2, *dataset.input_shape, device=device, dtype=dtype)
-        backend = choose_backend(c.backend, objective, example, weight_decay=decay)
+        backend = choose_backend(
+            c.backend, objective, example, weight_decay=decay, precision=c.precision, fused=c.fused
+        )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     return Parts(

@@ -70,6 +70,8 @@ class Curvature:
     """How rho of a trained network is measured; ``conf/curvature/lanczos.yaml`` says what each means."""
 
     backend: str = "auto"
+    precision: str = "exact"
+    fused: bool = False
     solver: str = "lanczos"
     eps: float = 1e-3
     relative: bool = True

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectral_run.curvature import backends
 from spectral_run.curvature.backends import BACKENDS, choose_backend
+from spectral_run.curvature.cuda.problem import CudaNetwork, CudaProblem
 from spectral_run.curvature.native.build import NoNativeCodeError, library
 from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.rop.rules.tanh import Tanh
 from spectral_run.models.mlp import MLP
 from spectral_run.models.resnet import ResNet
 from spectral_run.models.usps_cnn import USPSCNN
@@ -97,6 +102,82 @@ def test_native_says_what_it_lacks(model: nn.Module, shape: tuple[int, ...], mat
         choose_backend("native", objective(model), torch.zeros(2, *shape, dtype=next(model.parameters()).dtype))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"backend=cuda: there is no CUDA device here. Take auto, native"):
+        choose_backend("cuda", objective(nn.Linear(4, 3)), torch.zeros(2, 4))
+
+
+def test_cuda_refuses_a_model_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"the model is on cpu, not on a CUDA device. Set device=cuda"):
+        choose_backend("cuda", objective(nn.Linear(4, 3)), torch.zeros(2, 4))
+
+
+@pytest.fixture
+def _as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend's recordings run on the processor too, where they are slow and never chosen."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "_on_gpu", lambda inputs: True)
+
+
+@pytest.mark.usefixtures("_as_if_on_a_gpu")
+def test_auto_takes_cuda_on_a_gpu() -> None:
+    target = objective(USPSCNN(input_shape=(1, 16, 16), classes=10))
+    backend = choose_backend("auto", target, IMAGE)
+    assert backend.name == "cuda"
+    assert backend.why.startswith(
+        "its sweeps are recorded for this GPU, and agree with the rules; not as single kernels"
+    )
+    problem = backend(target, IMAGE, torch.zeros(2, dtype=torch.int64))
+    assert isinstance(problem, CudaProblem)
+    assert problem.hvp(torch.ones(target.n)).isfinite().all()
+
+
+@pytest.mark.usefixtures("_as_if_on_a_gpu")
+def test_auto_goes_on_where_capture_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looks(self: Tanh, x1: Tensor) -> Tensor:
+        self.jet1 = x1
+        return self.slope * x1 if float(x1.sum()) < 1e9 else x1
+
+    monkeypatch.setattr(Tanh, "forward1", looks)
+    target = objective(nn.Sequential(nn.Linear(4, 3), nn.Tanh()))
+    backend = choose_backend("auto", target, torch.zeros(2, 4))
+    assert backend.name in ("native", "rop")
+    assert "not cuda: it can't be captured in a CUDA graph: _local_scalar_dense makes the host wait" in backend.why
+    with pytest.raises(ValueError, match=r"curvature.backend=cuda: it can't be captured"):
+        choose_backend("cuda", target, torch.zeros(2, 4))
+
+
+@pytest.mark.usefixtures("_as_if_on_a_gpu")
+def test_auto_goes_on_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: CudaNetwork, inputs: Tensor, weight_decay: float) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
+
+    monkeypatch.setattr(CudaNetwork, "trial", full)
+    target = objective(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(392, 2)))
+    backend = choose_backend("auto", target, IMAGE)
+    assert "not cuda: a trial failed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB" in backend.why
+
+
+@pytest.mark.usefixtures("_as_if_on_a_gpu")
+def test_lower_precision_is_reported() -> None:
+    backend = choose_backend("cuda", objective(nn.Linear(4, 3)), torch.zeros(2, 4), precision="bf16")
+    assert "asked for; bf16: a product differs from the exact one by " in backend.why
+    assert 1e-4 < float(backend.why.rpartition(" ")[2]) < 0.1
+
+
+@pytest.mark.parametrize("settings", [{"precision": "tf32"}, {"fused": True}])
+def test_precision_is_for_cuda_alone(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"backend=auto has no precision and no fused kernels"):
+        choose_backend("auto", objective(nn.Linear(4, 3)), torch.zeros(2, 4), **settings)
+
+
+def test_a_wrong_precision_lists_the_right_ones() -> None:
+    with pytest.raises(ValueError, match=r"curvature.precision must be one of exact, tf32, bf16; got 'half'"):
+        choose_backend("cuda", objective(nn.Linear(4, 3)), torch.zeros(2, 4), precision="half")
+
+
 def test_a_wrong_name_lists_the_right_ones() -> None:
     with pytest.raises(ValueError, match=f"one of {', '.join(BACKENDS)}; got 'fast'"):
         choose_backend("fast", objective(nn.Linear(4, 3)), torch.zeros(2, 4))
@@ -104,11 +185,15 @@ def test_a_wrong_name_lists_the_right_ones() -> None:
 
 @pytest.mark.parametrize("name", BACKENDS[1:])
 def test_backends_agree(name: str) -> None:
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("cuda: no GPU")
+    device = "cuda" if name == "cuda" else "cpu"
     torch.manual_seed(0)
-    target = objective(USPSCNN(input_shape=(1, 16, 16), classes=10).double())
-    inputs, targets = torch.rand(9, 1, 16, 16, dtype=torch.float64), torch.arange(9)
+    target = objective(USPSCNN(input_shape=(1, 16, 16), classes=10).to(device, torch.float64))
+    inputs = torch.rand(9, 1, 16, 16, dtype=torch.float64).to(device)
+    targets = torch.arange(9, device=device)
     problem = choose_backend(name, target, inputs, weight_decay=0.1)(target, inputs, targets)
-    v = torch.randn(problem.n, dtype=torch.float64)
+    v = torch.randn(problem.n, dtype=torch.float64).to(device)
     reference = choose_backend("autograd", target, inputs, weight_decay=0.1)(target, inputs, targets)
     for got, want in zip(problem.hvp_and_quadratic_grad(v), reference.hvp_and_quadratic_grad(v), strict=True):
         assert float((got - want).norm() / want.norm()) < 1e-12

@@ -28,7 +28,7 @@ class BCEWithLogits(LossRule):
         weight, positive = self.given.get("weight"), self.given.get("pos_weight")
         scale = 1 / outputs.numel() if self.given.get("reduction", "mean") == "mean" else 1.0
         m = torch.ones_like(outputs) if positive is None else 1 + (positive - 1) * targets
-        w = m.new_tensor(scale) if weight is None else weight * scale
+        w = m.new_full((), scale) if weight is None else weight * scale
         s = torch.sigmoid(outputs)
         self.slope = w * m * s * (1 - s)
         self.bend = self.slope * (1 - 2 * s)
