@@ -15,6 +15,12 @@ from spectral_run.reports.labels import labels
 LABEL, SEED, STATUS = "model", "seed", "status"
 ABOUT = (LABEL, SEED, STATUS, "folder", "config_hash", "data_sha256")
 """The columns that say what a run is; the others are numbers."""
+COSTS = {
+    "training seconds": "seconds",
+    "gradient evaluations": "gradient_evaluations",
+    "products": "products",
+}
+"""What training took, and its name in ``result.json``."""
 LOW, HIGH = " ci_low", " ci_high"
 """What is added to a number's name for the ends of its 95% interval."""
 
@@ -68,12 +74,12 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
                 row[name] = number(metrics, metric, "value")
                 row[f"{name}{LOW}"] = number(metrics, metric, "ci_low")
                 row[f"{name}{HIGH}"] = number(metrics, metric, "ci_high")
-        row["training seconds"] = number(result, "train", "seconds")
-        row["products"] = number(result, "train", "products")
+        for name, key in COSTS.items():
+            row[name] = number(result, "train", key)
         rows.append(row)
     frame = pd.DataFrame(rows)
-    last = ["training seconds", "products"]  # a run with more tests than the first has its columns before these
-    return frame[[name for name in frame.columns if name not in last] + [name for name in last if name in frame]]
+    # A run with more tests than the first has its columns before these.
+    return frame[[name for name in frame.columns if name not in COSTS] + [name for name in COSTS if name in frame]]
 
 
 def readable(name: str) -> str:

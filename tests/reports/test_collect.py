@@ -44,7 +44,7 @@ def test_columns(make: SimpleNamespace) -> None:
         "train loss": 0.125, "rho": 8.0, "rho converged": 1.0,
         "augmentation mild": 0.5, "augmentation mild ci_low": 0.45, "augmentation mild ci_high": 0.55,
         "augmentation gap mild": -0.4, "augmentation gap mild ci_low": -0.45, "augmentation gap mild ci_high": -0.35,
-        "training seconds": 1.5, "products": 1200.0,
+        "training seconds": 1.5, "gradient evaluations": 40.0, "products": 1200.0,
     }  # fmt: skip
     assert row == about | numbers  # the plain test accuracy appears once
     assert list(row) == list(about | numbers)
@@ -61,7 +61,7 @@ def test_missing_numbers_are_nan(make: SimpleNamespace) -> None:
 
 def test_time_and_products_come_last_whatever_the_first_run_has(make: SimpleNamespace) -> None:
     frame = table([make.failed(), make.result(seed=1)])
-    assert list(frame.columns[-2:]) == ["training seconds", "products"]
+    assert list(frame.columns[-3:]) == ["training seconds", "gradient evaluations", "products"]
 
 
 @pytest.mark.parametrize("value", [None, "1", True, [], {}])
