@@ -15,7 +15,10 @@ from typing import Any
 CONF = Path(__file__).parent.parent / "conf"
 _CONFIG_DIR = ("--config-dir", "-cd")
 _OWN_PROCESSES = "hydra/launcher={} starts processes of its own; leave it out with torchrun."
-_WITH_VALUE = (*_CONFIG_DIR, "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--experimental-rerun")
+_WITH_VALUE = (
+    *_CONFIG_DIR, "--cfg", "-c", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p",
+    "--experimental-rerun",
+)  # fmt: skip
 
 
 def main() -> None:

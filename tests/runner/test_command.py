@@ -31,6 +31,14 @@ def test_help_names_every_choice_without_torch() -> None:
         assert any(line[0] == path.stem and len(line) == 2 for line in lines if line), f"no line for {path.stem}"
 
 
+@pytest.mark.parametrize("arguments", [["dataset=usps", "--cfg", "job"], ["--cfg", "job", "dataset=usps"]])
+def test_the_composed_configuration_is_printed_without_torch(arguments: list[str]) -> None:
+    code = f"import sys; from spectral_run.runner.cli import command; command({arguments}); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "_target_: spectral_run.datasets.usps.USPS" in out
+    assert out.endswith("False\n")
+
+
 def test_a_run_leaves_a_whole_record(quick) -> None:
     ran = quick()
     assert ran.code == 0
