@@ -33,7 +33,9 @@ def test_help_names_every_choice_without_torch() -> None:
 
 @pytest.mark.parametrize("arguments", [["dataset=usps", "--cfg", "job"], ["--cfg", "job", "dataset=usps"]])
 def test_the_composed_configuration_is_printed_without_torch(arguments: list[str]) -> None:
-    code = f"import sys; from spectral_run.runner.cli import command; command({arguments}); print('torch' in sys.modules)"
+    code = (
+        f"import sys; from spectral_run.runner.cli import command; command({arguments}); print('torch' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "_target_: spectral_run.datasets.usps.USPS" in out
     assert out.endswith("False\n")
