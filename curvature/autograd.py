@@ -64,6 +64,7 @@ class AutogradProblem(BatchProblem):
         """Mean loss over the batch."""
         return self._forward().detach()
 
+    @torch.enable_grad()
     def grad(self) -> Float[Tensor, " n"]:
         """Gradient of the mean loss; does not build the graph that products need unless it is there already."""
         if self._flat_gradient is None:
@@ -71,16 +72,19 @@ class AutogradProblem(BatchProblem):
             self._flat_gradient = flatten(pieces)
         return self._flat_gradient
 
+    @torch.enable_grad()
     def linearize(self) -> None:
         """Build the gradient's graph: what all products share."""
         if self._gradient is None:
             self._gradient = self._differentiate(self._forward(), graph=True)
             self._flat_gradient = flatten([g.detach() for g in self._gradient])
 
+    @torch.enable_grad()
     def hvp(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """``H v``: the gradient's graph run backwards from v."""
         return flatten(self._product(v, graph=False))
 
+    @torch.enable_grad()  # an optimizer's step may run without; the third derivative would then be 0 without a word
     def hvp_and_quadratic_grad(self, v: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """``H v`` with a graph, then the gradient of ``v'(Hv)``."""
         product = self._product(v, graph=True)

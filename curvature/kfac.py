@@ -32,6 +32,16 @@ from spectral_run.curvature.problem import BatchProblem
 
 
 @final
+@dataclass(frozen=True)
+class Moments:
+    """A batch's factors before any decomposition: (A, G) for every layer, and the backward passes they took."""
+
+    layers: tuple[Layer, ...]
+    factors: tuple[tuple[Tensor, Tensor], ...]
+    passes: int
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class KFAC:
     """Settings of the factorization.
@@ -57,6 +67,16 @@ class KFAC:
     ) -> KroneckerFactors:
         """Factors at the problem's parameters, averaged with the older ones.
 
+        Draws and refuses as ``moments`` does.
+        """
+        moments = self.moments(problem, generator)
+        pairs = zip(moments.layers, moments.factors, strict=True)
+        factors = KroneckerFactors(tuple(Block.of(layer, a, g) for layer, (a, g) in pairs))
+        return factors if older is None else factors.averaged(older, self.decay)
+
+    def moments(self, problem: BatchProblem, generator: torch.Generator) -> Moments:
+        """This batch's factors as they are: neither decomposed nor averaged.
+
         Draws from the generator (on the CPU) for ``sampled``. Dropout draws masks of its own; global random state and
         running statistics stay as they are. Raises ``ValueError`` for a network that it has no factors for.
         """
@@ -69,19 +89,20 @@ class KFAC:
             raise ValueError(f"KFAC: the model's outputs must be of shape (rows, C), got {tuple(outputs.shape)}.")
         edges = [edge for _, edge in recorded]
         moments: list[Tensor | None] = [None] * len(layers)
+        passes = 0
         for cotangent in self._cotangents(objective, outputs.detach(), targets, generator):
             gradients = torch.autograd.grad(outputs, edges, cotangent, retain_graph=True)
+            passes += 1
             for i, gradient in enumerate(gradients):
                 g = _rows(gradient, layers[i].module)
                 previous = moments[i]
                 moments[i] = g.T @ g if previous is None else torch.addmm(previous, g.T, g)
-        blocks = []
+        factors = []
         for layer, (a, _), moment in zip(layers, recorded, moments, strict=True):
             assert moment is not None
             a = _patches(a, layer)
-            blocks.append(Block.of(layer, a.T @ a / len(a), moment))
-        factors = KroneckerFactors(tuple(blocks))
-        return factors if older is None else factors.averaged(older, self.decay)
+            factors.append((a.T @ a / len(a), moment))
+        return Moments(layers, tuple(factors), passes)
 
     def _cotangents(
         self, objective: Objective, outputs: Float[Tensor, "rows C"], targets: Tensor, generator: torch.Generator
@@ -89,7 +110,8 @@ class KFAC:
         """What to send backwards from the outputs: the sum of their outer products is S S' / N, row by row."""
         if self.kind == "empirical":
             z = outputs.requires_grad_()
-            (gradient,) = torch.autograd.grad(objective.loss(z, targets), z)
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(objective.loss(z, targets), z)
             yield gradient * len(z) ** 0.5
             return
         root = _root(objective, outputs, targets)

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, final
+from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +48,17 @@ class TestResult:
 @final
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """A network at its selected weights, and what computes its curvature; ``batch_size`` rows at once."""
+    """A network at its selected weights, and what computes its curvature; ``batch_size`` rows at once.
+
+    ``last``: the state of training's last iterate, where the selected weights are an average of iterates.
+    """
 
     objective: Objective
     backend: Backend
     predict: Predict
     batch_size: int = 1024
+    training_batch_size: int = 128
+    last: Mapping[str, Tensor] | None = None
 
 
 class Measurement(ABC):
@@ -61,6 +66,9 @@ class Measurement(ABC):
 
     So every model of a sweep meets the same ones, and a finished run can be asked later.
     """
+
+    needs_last_iterate: ClassVar[bool] = False
+    """Whether it asks for ``TrainedNetwork.last``, which an optimizer that averages leaves behind."""
 
     @abstractmethod
     def check(self, dataset: Dataset) -> None:

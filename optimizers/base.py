@@ -54,13 +54,15 @@ def require_closure(who: str, closure: object) -> Closure:
 class Wrapper(torch.optim.Optimizer):
     """An optimizer around another one, ``base``, whose parameter groups (and so learning rates) are its own too.
 
-    Tensors of a subclass's own go into ``self.state[parameter]``; both states are in ``state_dict``.
+    Tensors of a subclass's own go into ``self.state[parameter]``, counters into ``self.numbers``; the states of both
+    optimizers are in ``state_dict``.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], base: MakeOptimizer) -> None:
         self.base = base(list(params))
         super().__init__(self.base.param_groups, dict(self.base.defaults))
         self.param_groups = self.base.param_groups
+        self.numbers: dict[str, int] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -70,12 +72,13 @@ class Wrapper(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Of both: tensors and plain values only."""
         own = [dict(self.state.get(p, {})) for p in self.parameters]
-        return {"base": self.base.state_dict(), "own": own}
+        return {"base": self.base.state_dict(), "own": own, "numbers": dict(self.numbers)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of both."""
         self.base.load_state_dict(state_dict["base"])
         self.param_groups = self.base.param_groups  # loading makes new ones
+        self.numbers = dict(state_dict["numbers"])
         self.state.clear()
         for p, held in zip(self.parameters, state_dict["own"], strict=True):
             self.state[p] = {

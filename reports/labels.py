@@ -35,7 +35,8 @@ def _telling(choices: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the choices that, one after the other, split the runs further."""
     names: list[str] = []
     parts = 1
-    for name in dict.fromkeys(key for chosen in choices for key in chosen):
+    there = dict.fromkeys(key for chosen in choices for key in chosen)
+    for name in sorted(there, key=lambda name: name != "method"):  # a method says optimizer and regularizer by one name
         if name in _NO_CHOICE:
             continue
         split = len({tuple(str(chosen.get(key)) for key in (*names, name)) for chosen in choices})

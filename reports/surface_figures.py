@@ -81,6 +81,27 @@ def plane_figure(plane: pd.DataFrame, eigenvalues: Sequence[float]) -> Figure:
     return figure
 
 
+def valley_figure(line: pd.DataFrame, distance: float) -> Figure:
+    """Loss and, of classes, accuracy along the line from the last iterate (0) to the average (1) and beyond."""
+    panels = [name for name in ("loss", "accuracy") if f"train_{name}" in line]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * len(panels), 3.0), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes: Sequence[Axes] = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, name in zip(axes, panels, strict=True):
+            axis.plot(line["t"], line[f"train_{name}"], label="training", **_TRAIN)
+            axis.plot(line["t"], line[f"test_{name}"], label="test", **_TEST)
+            for place in (0.0, 1.0):
+                axis.axvline(place, color="grey", linewidth=0.8, zorder=0)
+            axis.set_xticks([0.0, 1.0], ["last iterate", "average"])
+            axis.set_title(name, loc="left")
+            axis.set_xlabel(f"the two are {distance:.3g} apart")
+            if name == "accuracy":
+                percent(axis)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def _accuracy_lines(axis: Axes, x: Any, y: Any, accuracy: Any) -> None:
     inside = [share for share in _SHARES if accuracy.min() < share < accuracy.max()]
     if inside:

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from spectral_run.curvature.objective import flatten
 from spectral_run.datasets.base import Data
+from spectral_run.optimizers.base import Averaging
 from spectral_run.optimizers.schedules import schedule
-from spectral_run.regularizers.base import RegularizedGradient, Step
+from spectral_run.regularizers.base import RegularizedGradient
 from spectral_run.runner import checkpoint, seeding
+from spectral_run.runner.averaged import averaged_weights
 from spectral_run.runner.clock import Clock
+from spectral_run.runner.closure import StepClosure
 from spectral_run.runner.console import EpochReport
 from spectral_run.runner.evaluate import evaluate
 from spectral_run.runner.parts import Parts, refuse_single_rows
@@ -76,7 +79,6 @@ class Loop:
         self.metrics = folder.lines("metrics.jsonl", state["metrics_bytes"] if state else 0)
         self.timing = folder.lines("timing.jsonl", state["timing_bytes"] if state else 0)
         self._flat_gradient = torch.zeros(parts.objective.n, device=parts.device, dtype=parts.dtype)
-        self._gradients = parts.objective.split(self._flat_gradient)
 
     @property
     def finished(self) -> bool:
@@ -101,11 +103,7 @@ class Loop:
                     if "lr" in group:
                         group["lr"] = rate * self._factor(self.epoch)
                 while self.position < self._steps_per_epoch and not self._enough:
-                    last = self.position == self._steps_per_epoch - 1
-                    end = len(order) if last else (self.position + 1) * training.batch_size
-                    rows = order[self.position * training.batch_size : end]
-                    self._one_step(self.data.train.inputs[rows], self.data.train.targets[rows])
-                    self.position += 1
+                    self._one_step(order)
                     self.step += 1
                     stopping = self._stopping(stop)
                     if stopping or time.monotonic() - last_save > 60 * training.checkpoint_minutes:
@@ -178,35 +176,34 @@ class Loop:
         processes.flag = bool(stop)
         return processes.raised
 
-    def _one_step(self, inputs: Tensor, targets: Tensor) -> None:
-        parts, name = self.parts, self.parts.dataset.name
-        calls = 0
-        if parts.processes is not None:  # masks of its own in every process, and no state of theirs to save
-            purpose = ("forward", self.step, parts.processes.rank)
-            torch.manual_seed(seeding.derive(parts.settings.seed, name, *purpose))
+    def _one_step(self, order: Tensor) -> None:
+        closure = StepClosure(
+            self.parts,
+            self.step,
+            self.clock,
+            self._flat_gradient,
+            self._carried,
+            take=lambda: self._take(order),
+            accept=self._accept,
+        )
+        self.parts.optimizer.step(closure)
+        self._carried = closure.carried
+        self.evaluations += closure.evaluations
+        self.products += closure.products
 
-        def closure() -> float:
-            # An optimizer may call this several times: the same batch, each time at the parameters as they are.
-            nonlocal calls
-            start = seeding.generator(parts.settings.seed, name, "eigensolver", self.step)
-            problem = parts.problem(inputs, targets)
-            with self.clock.phase("gradient"):
-                if calls == 0:
-                    parts.first_pass(problem)
-            result = parts.regularizer.gradient(problem, Step(self.step, start, self._carried, self.clock.phase))
-            calls += 1
-            self.evaluations += 1
-            self.products += problem.products
-            self._check(result)
-            self._carried = result.state
-            self._flat_gradient.copy_(result.gradient)
-            for parameter, view in zip(parts.objective.parameters, self._gradients, strict=True):
-                parameter.grad = view  # anew each time: an optimizer's zero_grad() lets go of it
-            if calls == 1:
-                self._note(result, len(targets))
-            return result.loss
+    def _take(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """The epoch's next batch; a step that wants more than are left goes round to the epoch's first."""
+        size = self.parts.settings.training.batch_size
+        place = self.position % self._steps_per_epoch
+        end = len(order) if place == self._steps_per_epoch - 1 else (place + 1) * size
+        rows = order[place * size : end]
+        self.position += 1
+        return self.data.train.inputs[rows], self.data.train.targets[rows]
 
-        parts.optimizer.step(closure)
+    def _accept(self, result: RegularizedGradient, rows: int, first: bool) -> None:
+        self._check(result)
+        if first:
+            self._note(result, rows)
 
     def _check(self, result: RegularizedGradient) -> None:
         if self.step == 0 and math.isnan(self.first_loss):
@@ -244,14 +241,16 @@ class Loop:
         train = {name: total / weight for name, (total, weight) in self._sums.items()}
         train["lr"] = self._rates[0] * self._factor(self.epoch - 1)
         self._sums = {}
-        with self.clock.phase("evaluation"):
+        if isinstance(parts.optimizer, Averaging):
+            parts.optimizer.end_epoch(self.epoch)
+        with self.clock.phase("evaluation"), averaged_weights(parts, self.data.train) as averaged:
             validation = evaluate(parts.objective, self.data.validation, parts.processes).numbers()
             every = settings.curvature.every_epochs
             if every and (self.epoch % every == 0 or self.finished):
                 generator = seeding.generator(settings.seed, parts.dataset.name, "measure", self.epoch)
                 measured = parts.measure_rho(self.data.train, generator)
                 train |= {"full_rho": measured.rho, "full_rho_residual": measured.residual}
-        self._select(validation)
+            self._select(validation, averaged=averaged)
         numbers = {f"train/{name}": value for name, value in train.items()}
         numbers |= {f"validation/{name}": validation[name] for name in ("loss", "accuracy") if name in validation}
         for key, value in numbers.items():
@@ -268,13 +267,15 @@ class Loop:
             shown[f"({solved:.0%} solved) batch rho"] = shown.pop("batch rho")
         return shown
 
-    def _select(self, validation: Mapping[str, float]) -> None:
+    def _select(self, validation: Mapping[str, float], *, averaged: bool) -> None:
+        """Keep the weights in the network where they are the best; once there is an average, nothing else counts."""
         by = self.parts.settings.training.select_by
         value = validation[by] if math.isfinite(validation[by]) else -math.inf
         score = value if by == "accuracy" else -value
-        if self.best is None or score > self.best["score"]:
+        best = self.best
+        if best is None or score > best["score"] or averaged > best.get("averaged", False):
             model = copy.deepcopy(self.parts.model.state_dict())
-            self.best = {"score": score, "epoch": self.epoch, "model": model}
+            self.best = {"score": score, "epoch": self.epoch, "model": model, "averaged": averaged}
 
 
 @contextmanager

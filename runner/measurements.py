@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spectral_run.datasets.base import Data, DataHome
 from spectral_run.generalization.base import TestResult, TrainedNetwork
 from spectral_run.runner.evaluate import predict
@@ -18,11 +20,15 @@ log = logging.getLogger("spectral_run")
 
 def take(name: str, parts: Parts, data: Data, home: DataHome, folder: Path, result: dict[str, Any]) -> None:
     """One of ``parts.tests``: its metrics and details into ``result``, its tables and figures into the folder."""
+    path = folder / "last.pt"
+    last = torch.load(path, map_location=parts.device, weights_only=True) if path.is_file() else None
     network = TrainedNetwork(
         objective=parts.objective,
         backend=parts.backend,
         predict=lambda inputs: predict(parts.model, inputs),
         batch_size=parts.settings.curvature.batch_size,
+        training_batch_size=parts.settings.training.batch_size,
+        last=last,
     )
     tested = parts.tests[name].measure(network, data, home)
     files = _write(tested, folder, name)

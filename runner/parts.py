@@ -20,6 +20,7 @@ from spectral_run.curvature.solver import EigenResult, EigenSolver
 from spectral_run.curvature.solvers import solver
 from spectral_run.datasets.base import Dataset, Split
 from spectral_run.generalization.base import Measurement
+from spectral_run.optimizers.base import Averaging
 from spectral_run.regularizers.base import Regularizer
 from spectral_run.runner.processes import launch
 from spectral_run.runner.seeding import derive
@@ -110,7 +111,14 @@ def build_parts(settings: Settings, processes: Processes | None = None) -> Parts
     objective = Objective(model, LOSSES[dataset.loss])
     if not objective.parameters:
         raise ConfigurationError(f"model: {type(model).__name__} has no trainable parameters.")
-    optimizer = _a(torch.optim.Optimizer, build(settings.optimizer, "optimizer", objective.parameters), "optimizer")
+    optimizer = build(settings.optimizer, "optimizer", objective.parameters, epochs=settings.training.epochs)
+    optimizer = _a(torch.optim.Optimizer, optimizer, "optimizer")
+    for name, test in tests.items():
+        if test.needs_last_iterate and not isinstance(optimizer, Averaging):
+            kind = type(optimizer).__name__
+            raise ConfigurationError(
+                f"generalization.{name}: optimizer must average its iterates, and {kind} does not."
+            )
     decay = float(optimizer.defaults.get("weight_decay") or 0.0) if c.weight_decay else 0.0
     if decay and optimizer.defaults.get("decoupled_weight_decay"):
         raise ConfigurationError(f"curvature.weight_decay: {type(optimizer).__name__}'s decay is no part of any loss.")

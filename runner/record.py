@@ -2,7 +2,8 @@
 
 ``config.yaml`` (resolved), ``environment.json``, ``metrics.jsonl`` (a line per number; bitwise the same however often
 the run was broken off), ``timing.jsonl`` (seconds by phase and epoch; not the same), ``run.log``, ``checkpoints/``,
-``model.pt`` (the selected weights) and last, by rename, ``result.json``: its presence means finished.
+``model.pt`` (the selected weights), ``last.pt`` (training's last ones, where an average is selected) and last, by
+rename, ``result.json``: its presence means finished.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class RunFolder:
             return
         for checkpoint in self.checkpoints.glob("*.pt"):  # first: none may outlive the lines it counts on
             checkpoint.unlink()
-        for name in ("result.json", "metrics.jsonl", "timing.jsonl", "model.pt"):
+        for name in ("result.json", "metrics.jsonl", "timing.jsonl", "model.pt", "last.pt"):
             (self.path / name).unlink(missing_ok=True)
 
     def write_result(self, result: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from spectral_run.curvature.solver import EigenResult
 from spectral_run.datasets.base import Data, DataHome, check_data
+from spectral_run.optimizers.base import Averaging
 from spectral_run.runner import checkpoint, measurements, seeding
 from spectral_run.runner.console import epoch_report
 from spectral_run.runner.evaluate import evaluate
@@ -205,6 +206,11 @@ def _measure(parts: Parts, data: Data, loop: Loop, folder: RunFolder, result: di
     """Loss, accuracy and rho of the trained network, at the selected checkpoint; gives those of the training split."""
     settings = parts.settings
     assert loop.best is not None
+    if isinstance(parts.optimizer, Averaging):
+        if not loop.best["averaged"]:
+            log.warning("training ended before there was an average; the weights themselves are evaluated")
+        if folder.writes:
+            checkpoint.save_weights(folder.path / "last.pt", parts.model.state_dict())
     parts.model.load_state_dict(loop.best["model"])
     if folder.writes:
         checkpoint.save_weights(folder.path / "model.pt", loop.best["model"])
@@ -230,7 +236,8 @@ def _cost(loop: Loop) -> dict[str, Any]:
     """What the run has cost."""
     assert loop.best is not None
     seconds = loop.clock.seconds()
-    return {
+    averaged = {"averaged": loop.best["averaged"]} if isinstance(loop.parts.optimizer, Averaging) else {}
+    return averaged | {
         "epochs": loop.epoch,
         "steps": loop.step,
         "best_epoch": loop.best["epoch"],

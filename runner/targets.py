@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import typing
@@ -19,14 +20,18 @@ _NUMERIC = BeartypeConf(is_pep484_tower=True)  # 1 is a fine value for a float
 def build(node: Mapping[str, Any], where: str, *positional: Any, **given: Any) -> Any:
     """The object that a ``_target_`` node describes.
 
-    ``given`` are offered by the runner and passed on where the constructor takes them. Raises ``ConfigurationError``
+    ``given`` are offered by the runner and passed on where the constructor takes them. With ``_partial_: true``, as
+    Hydra has it, the constructor waits for its other arguments (``functools.partial``). Raises ``ConfigurationError``
     naming ``where``, what is allowed and what came.
     """
     target = node.get("_target_")
     if not isinstance(target, str):
         raise ConfigurationError(f"{where} needs a _target_: the dotted path of a class or function.")
     constructor = locate(target, where)
-    arguments = {str(key): value for key, value in node.items() if key != "_target_"}
+    partial = node.get("_partial_", False)
+    if not isinstance(partial, bool):
+        raise ConfigurationError(f"{where}._partial_ must be true or false, got {partial!r}.")
+    arguments = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_")}
     parameters = _parameters(constructor)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in arguments:
@@ -39,6 +44,9 @@ def build(node: Mapping[str, Any], where: str, *positional: Any, **given: Any) -
     built = {key: build_if_target(value, f"{where}.{key}") for key, value in arguments.items()}
     built = _checked(constructor, built, where, target)
     try:
+        if partial:
+            inspect.signature(constructor).bind_partial(*positional, **built, **offered)
+            return functools.partial(constructor, *positional, **built, **offered)
         inspect.signature(constructor).bind(*positional, **built, **offered)
         return constructor(*positional, **built, **offered)
     except ConfigurationError:

@@ -197,3 +197,19 @@ def test_backends_agree(name: str) -> None:
     reference = choose_backend("autograd", target, inputs, weight_decay=0.1)(target, inputs, targets)
     for got, want in zip(problem.hvp_and_quadratic_grad(v), reference.hvp_and_quadratic_grad(v), strict=True):
         assert float((got - want).norm() / want.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["native", "rop", "autograd"])
+def test_an_optimizer_without_gradients_gets_the_same(name: str) -> None:
+    target = objective(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double())
+    inputs, targets = torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 2
+    backend = choose_backend(name, target, inputs)
+    v = torch.randn(target.n, dtype=torch.float64)
+    product, quadratic = backend(target, inputs, targets).hvp_and_quadratic_grad(v)
+    assert float(quadratic.norm()) > 1e-3
+    with torch.no_grad():
+        problem = backend(target, inputs, targets)
+        assert torch.equal(problem.grad(), backend(target, inputs, targets).grad())
+        for got, want in zip(problem.hvp_and_quadratic_grad(v), (product, quadratic), strict=True):
+            assert torch.equal(got, want)
+            assert not got.requires_grad

@@ -21,6 +21,7 @@ CONF = Path(__file__).parents[2] / "conf" / "generalization"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")
 QUICK = {
     "loss_surface": {"points": 5, "plane": 3},
+    "valley_probe": {"points": 4},
     "spectrum": {"steps": 6, "probes": 2, "layer_probes": 2},
 }
 
@@ -46,6 +47,7 @@ def trained():
             backend=choose_backend("auto", objective, example),
             predict=lambda inputs: model(inputs).argmax(1),
             batch_size=50,
+            last={name: 0.9 * value for name, value in model.state_dict().items()},
         )
 
     return make

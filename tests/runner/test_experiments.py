@@ -25,6 +25,8 @@ ALONG = {
     ("model", "usps_cnn"): ["dataset=usps"],
     ("generalization", "transfer"): ["dataset=usps"],
     ("generalization", "covariate_shift"): ["dataset=covtype"],
+    ("generalization", "valley_probe"): ["optimizer=gadam"],
+    ("optimizer", "asymmetric_valley"): ["training.epochs=250"],
 }
 
 
