@@ -6,7 +6,8 @@ Hessian-vector product, the regularizer's and those that the optimizer asks of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import final
 
 import torch
@@ -23,8 +24,9 @@ from spectral_run.runner.parts import Parts
 class StepClosure:
     """One optimizer step. ``take`` gives the epoch's next batch; ``accept`` hears of every result, before its use.
 
-    ``flat`` takes the gradient, and every ``.grad`` is a view of it.  ``carried`` is the regularizer's state, and
-    ``accept`` gets the result, its rows, and whether it is the step's first, which is at the network's own weights.
+    ``gradient`` is a flat vector, which takes the gradient, and the views of it that every ``.grad`` is (made once: a
+    small network's step is not much longer).  ``carried`` is the regularizer's state, and ``accept`` gets the result,
+    its rows, and whether it is the step's first, which is at the network's own weights.
     """
 
     def __init__(
@@ -32,15 +34,15 @@ class StepClosure:
         parts: Parts,
         step: int,
         clock: Clock,
-        flat: Tensor,
+        gradient: Sequence[Tensor],
         carried: Mapping[str, Tensor],
         take: Callable[[], tuple[Tensor, Tensor]],
         accept: Callable[[RegularizedGradient, int, bool], None],
     ) -> None:
-        self.generator = seeding.generator(parts.settings.seed, parts.dataset.name, "optimizer", step)
         self.carried = carried
         self.evaluations = 0
-        self._parts, self._step, self._clock, self._flat = parts, step, clock, flat
+        self._parts, self._step, self._clock = parts, step, clock
+        self._flat, *self._views = gradient
         self._take, self._accept = take, accept
         self._calls = 0
         self._products = 0  # of the problems that are left behind
@@ -49,6 +51,11 @@ class StepClosure:
             purpose = ("forward", step, parts.processes.rank)
             torch.manual_seed(seeding.derive(parts.settings.seed, parts.dataset.name, *purpose))
         self.next_batch()
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """On the CPU, seeded by run seed, data set and step."""
+        return seeding.generator(self._parts.settings.seed, self._parts.dataset.name, "optimizer", self._step)
 
     @property
     def problem(self) -> BatchProblem:
@@ -90,7 +97,7 @@ class StepClosure:
         self._accept(result, len(self._targets), self._calls == 1)
         self.carried = result.state
         self._flat.copy_(result.gradient)
-        for parameter, view in zip(parts.objective.parameters, parts.objective.split(self._flat), strict=True):
+        for parameter, view in zip(parts.objective.parameters, self._views, strict=True):
             parameter.grad = view  # anew each time: an optimizer's zero_grad() lets go of it
         return result.loss
 

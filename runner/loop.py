@@ -78,7 +78,8 @@ class Loop:
             self._load(state)
         self.metrics = folder.lines("metrics.jsonl", state["metrics_bytes"] if state else 0)
         self.timing = folder.lines("timing.jsonl", state["timing_bytes"] if state else 0)
-        self._flat_gradient = torch.zeros(parts.objective.n, device=parts.device, dtype=parts.dtype)
+        flat = torch.zeros(parts.objective.n, device=parts.device, dtype=parts.dtype)
+        self._gradient = (flat, *parts.objective.split(flat))
 
     @property
     def finished(self) -> bool:
@@ -181,7 +182,7 @@ class Loop:
             self.parts,
             self.step,
             self.clock,
-            self._flat_gradient,
+            self._gradient,
             self._carried,
             take=lambda: self._take(order),
             accept=self._accept,
