@@ -154,6 +154,8 @@ def _cell(name: str, done: pd.DataFrame, share: bool) -> str:
 
 def mean_and_spread(mean: float, spread: float, share: bool) -> str:
     """Both to the spread's second digit, at most to the mean's fourth, or in percent to its second decimal."""
+    if spread <= 1e-12 * abs(mean):  # of equal values, by rounding
+        spread = 0.0
     if not (math.isfinite(mean) and math.isfinite(spread)):
         return f"{_plain(mean, share)} ± {_plain(spread, share)}"
     most = 2 if share else max(0, 3 - _exponent(mean))

@@ -52,6 +52,10 @@ def command(
         return Ran(code, out, err, tmp_path)
 
     yield run
+    if "joblib" in sys.modules:  # workers stay, in the folder that they were started in
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
     torch.set_rng_state(random)
     for handler in list(console.log.handlers):
         console.log.removeHandler(handler)
