@@ -281,3 +281,18 @@ def test_the_valley_probe_in_a_run_and_afterwards(command: Callable[..., Any], t
     refused = command(f"run_dir={folder}", *probe, "rerun=true")
     assert refused.code == 1
     assert "ValleyProbe: a run needs its last iterate beside the average (last.pt), and has none" in refused.err
+
+
+@pytest.mark.parametrize("optimizer", ["sam", "asam", "usam"])
+def test_batch_statistics_move_once_a_step(command: Callable[..., Any], tmp_path: Path, optimizer: str) -> None:
+    """The second gradient of a step is at other weights; it must leave no trace in the running statistics."""
+    net = own(tmp_path, "model", "net", "Net", NET)
+    first = ("training.max_steps=1", "generalization=none", "curvature.cap=2")
+    ran = command(*net, *COMMON, *first, f"optimizer={optimizer}", "optimizer.base.lr=0.0", "name=sharp")
+    assert ran.code == 0, ran.err
+    plain = command(*net, *COMMON, *first, "optimizer=sgd", "optimizer.lr=0.0", "name=plain")
+    assert plain.code == 0, plain.err
+    sharp, once = (last_checkpoint(tmp_path / "results" / name) for name in ("sharp", "plain"))
+    assert (sharp["counters"][4], once["counters"][4]) == (2, 1)  # gradient evaluations
+    assert all(torch.equal(value, once["model"][name]) for name, value in sharp["model"].items())
+    assert float(once["model"]["layers.2.running_mean"].abs().sum()) > 0
