@@ -68,10 +68,12 @@ def layers_of(objective: Objective) -> tuple[Layer, ...]:
             raise ValueError(
                 f"KFAC: layer {name!r} is a convolution in {module.groups} groups; only 1 has factors here."
             )
-        if id(module.weight) in taken:
-            raise ValueError(f"KFAC: layers {taken[id(module.weight)]!r} and {name!r} share their weight.")
-        taken[id(module.weight)] = name
         bias = places.get(id(module.bias)) if module.bias is not None else None
+        held = {"weight": module.weight} | ({} if bias is None else {"bias": module.bias})
+        for part, parameter in held.items():
+            if id(parameter) in taken:
+                raise ValueError(f"KFAC: layers {taken[id(parameter)]!r} and {name!r} share their {part}.")
+            taken[id(parameter)] = name
         layers.append(Layer(name, module, places[id(module.weight)], bias))
     if not layers:
         raise ValueError(f"KFAC: {type(objective.model).__name__} has no trainable Linear or Conv2d layer.")

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from spectral_run.datasets.base import DataHome, check_data
+from spectral_run.datasets.base import DataHome
 from spectral_run.runner import measurements
 from spectral_run.runner.parts import Parts, build_parts
 from spectral_run.runner.record import RunBusyError, RunFolder, log_to, stop_log
-from spectral_run.runner.run import Outcome, describe, set_up_torch
+from spectral_run.runner.run import Outcome, describe, load_data, set_up_torch
 from spectral_run.runner.settings import ConfigurationError, Settings, settings_from
 
 log = logging.getLogger("spectral_run")
@@ -90,17 +90,12 @@ def _finished(folder: RunFolder) -> dict[str, Any]:
 def _measure(parts: Parts, folder: RunFolder, result: dict[str, Any]) -> None:
     settings = parts.settings
     home = DataHome(Path(settings.data_root), settings.download)
-    parts.dataset.prepare(home)
-    for test in parts.tests.values():
-        test.prepare(parts.dataset, home)
-    data = parts.dataset.load(home)
-    check_data(data, parts.dataset)
+    data = load_data(parts, home)
     if data.sha256 != result["data"]["sha256"]:
         raise ValueError(
             f"{folder.path} was trained on data with sha256 {result['data']['sha256'][:12]}, "
             f"now it is {data.sha256[:12]}; bring the old files back."
         )
-    data = data.to(parts.device, parts.dtype)
     weights = torch.load(folder.path / "model.pt", map_location=parts.device, weights_only=True)
     parts.model.load_state_dict(weights)
     parts.model.eval()

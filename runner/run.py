@@ -153,7 +153,7 @@ def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], 
     settings = parts.settings
     home = DataHome(Path(settings.data_root), settings.download)
     with ranks.together():
-        data = _load(parts, home)
+        data = load_data(parts, home)
     for notice in data.notices:
         log.warning("%s", notice)
     result["data"] = {
@@ -192,7 +192,7 @@ def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], 
     result["status"] = "done"
 
 
-def _load(parts: Parts, home: DataHome) -> Data:
+def load_data(parts: Parts, home: DataHome) -> Data:
     """The run's data on its device; those of its tests are there too."""
     parts.dataset.prepare(home)
     for test in parts.tests.values():

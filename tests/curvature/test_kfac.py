@@ -241,6 +241,10 @@ def test_refuses_what_it_has_no_factors_for() -> None:
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match="layers '0' and '1' share their weight"):
         _refused(tied)
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].bias = tied[0].bias
+    with pytest.raises(ValueError, match="layers '0' and '1' share their bias"):
+        _refused(tied)
     with pytest.raises(ValueError, match="has no trainable Linear or Conv2d"):
         _refused(nn.Sequential(nn.BatchNorm1d(3)))
     with pytest.raises(ValueError, match="outputs must be of shape"):
