@@ -69,11 +69,11 @@ def layers_of(objective: Objective) -> tuple[Layer, ...]:
                 f"KFAC: layer {name!r} is a convolution in {module.groups} groups; only 1 has factors here."
             )
         bias = places.get(id(module.bias)) if module.bias is not None else None
-        held = {"weight": module.weight} | ({} if bias is None else {"bias": module.bias})
-        for part, parameter in held.items():
-            if id(parameter) in taken:
-                raise ValueError(f"KFAC: layers {taken[id(parameter)]!r} and {name!r} share their {part}.")
-            taken[id(parameter)] = name
+        for part, trained, tensor in (("weight", True, module.weight), ("bias", bias is not None, module.bias)):
+            if trained and id(tensor) in taken:
+                raise ValueError(f"KFAC: layers {taken[id(tensor)]!r} and {name!r} share their {part}.")
+            if trained:
+                taken[id(tensor)] = name
         layers.append(Layer(name, module, places[id(module.weight)], bias))
     if not layers:
         raise ValueError(f"KFAC: {type(objective.model).__name__} has no trainable Linear or Conv2d layer.")
