@@ -12,7 +12,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Loss: TypeAlias = Literal["cross_entropy", "mse"]
+from spectral_run.curvature.rows import Rows
+
+Loss: TypeAlias = Literal["cross_entropy", "mse", "binary_cross_entropy"]
 
 
 class DataError(ValueError):
@@ -29,18 +31,27 @@ class DataHome:
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs ``(rows, *input_shape)`` and targets ``(rows,)`` (class numbers) or ``(rows, outputs)``."""
+    """Inputs ``(rows, *input_shape)`` and targets ``(rows,)`` (class numbers) or ``(rows, outputs)``.
 
-    inputs: Tensor
+    ``groups``: the number of what each row belongs to (a patient), where rows of one are no independent examples.
+    """
+
+    inputs: Rows
     targets: Tensor
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def tensor(self) -> Tensor:
+        """All inputs in memory."""
+        return self.inputs if isinstance(self.inputs, Tensor) else self.inputs[:]
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Split:
-        """The same rows on a device, with floating-point tensors in ``dtype``."""
+        """The same rows on a device, with floating-point tensors in ``dtype``; stored ones stay where they are."""
         targets = self.targets.to(dtype) if self.targets.is_floating_point() else self.targets
-        return Split(self.inputs.to(device, dtype), targets.to(device))
+        return Split(self.inputs.to(device, dtype), targets.to(device), self.groups)
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ class Data:
 class Dataset(ABC):
     """A data set's settings. Constructing one reads nothing; ``load`` reads, checks and splits.
 
-    ``loss`` is the training loss that goes with the targets: class numbers or real values.
+    ``loss`` is the training loss that goes with the targets: class numbers, real values, or a 0 or 1 per output.
     """
 
     loss: Loss = "cross_entropy"
@@ -99,7 +110,12 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def classes(self) -> int:
-        """Number of classes, or of outputs where the targets are real values."""
+        """Number of classes, or of outputs where the targets are no class numbers."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """A name for each of them."""
+        return tuple(str(number) for number in range(self.classes))
 
     @property
     def standardized(self) -> bool:
@@ -123,11 +139,24 @@ def check_data(data: Data, dataset: Dataset) -> None:
         if tuple(split.inputs.shape[1:]) != tuple(dataset.input_shape):
             got = tuple(split.inputs.shape[1:])
             raise DataError(f"{where}: inputs must have the shape {tuple(dataset.input_shape)}, got {got}.")
-        tensors = [split.inputs, split.targets]
-        for tensor in tensors:
-            bad = ~torch.isfinite(tensor).flatten(1).all(1) if tensor.dim() > 1 else ~torch.isfinite(tensor)
+        # Rows that are no tensor are stored as integers, all of them finite.
+        for tensor in (split.inputs, split.targets):
+            if isinstance(tensor, Tensor):
+                bad = ~torch.isfinite(tensor).flatten(1).all(1) if tensor.dim() > 1 else ~torch.isfinite(tensor)
+                if bad.any():
+                    raise DataError(f"{where}: row {int(bad.nonzero()[0])} holds a number that is not finite.")
+        if split.groups is not None and tuple(split.groups.shape) != (len(split),):
+            got = tuple(split.groups.shape)
+            raise DataError(f"{where}: groups must have the shape {(len(split),)}, got {got}.")
+        if dataset.loss == "binary_cross_entropy":
+            if tuple(split.targets.shape) != (len(split), dataset.classes) or not split.targets.is_floating_point():
+                raise DataError(
+                    f"{where}: targets must be floating-point numbers of shape {(len(split), dataset.classes)}, "
+                    f"got {split.targets.dtype} of shape {tuple(split.targets.shape)}."
+                )
+            bad = ((split.targets != 0) & (split.targets != 1)).any(1)
             if bad.any():
-                raise DataError(f"{where}: row {int(bad.nonzero()[0])} holds a number that is not finite.")
+                raise DataError(f"{where}: targets must be 0 or 1, and row {int(bad.nonzero()[0])} has others.")
         if dataset.loss == "cross_entropy":
             if split.targets.dtype != torch.int64:
                 raise DataError(f"{where}: targets must be class numbers (int64), got {split.targets.dtype}.")

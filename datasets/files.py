@@ -32,6 +32,10 @@ TIMEOUT = 10.0  # seconds without a byte before a server counts as unreachable
 CHUNK = 1 << 18  # bytes per read: a few progress updates per second on a slow line
 
 
+class ByHandError(FileNotFoundError):
+    """Missing files that no program can fetch; the message says who hands them out, and where they belong."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
