@@ -19,6 +19,7 @@ from spectral_run.curvature.backends import Backend, choose_backend
 from spectral_run.curvature.objective import Objective, flatten
 from spectral_run.curvature.parallel import Processes
 from spectral_run.curvature.problem import BatchProblem
+from spectral_run.curvature.rows import Rows, spans
 
 
 @final
@@ -28,7 +29,7 @@ class FullDataProblem(BatchProblem):
     def __init__(
         self,
         objective: Objective,
-        inputs: Tensor,
+        inputs: Rows,
         targets: Tensor,
         *,
         backend: Backend | None = None,
@@ -41,11 +42,13 @@ class FullDataProblem(BatchProblem):
         self.objective = objective
         self.n = objective.n
         self.products = 0
-        self.inputs, self.targets = inputs, targets
+        self._inputs, self.targets = inputs, targets
+        if isinstance(inputs, Tensor):
+            self.inputs = inputs  # what K-FAC asks for
         self._batch_size, self._params = batch_size, params
         self._processes = processes
         self._rows = slice(None) if processes is None else processes.rows(len(inputs))
-        self._backend = backend or choose_backend("autograd", objective, inputs)
+        self._backend = backend or choose_backend("autograd", objective, inputs[:1])
 
     @property
     def params(self) -> Float[Tensor, " n"]:
@@ -81,7 +84,7 @@ class FullDataProblem(BatchProblem):
         """The same split at other parameters."""
         return FullDataProblem(
             self.objective,
-            self.inputs,
+            self._inputs,
             self.targets,
             backend=self._backend,
             batch_size=self._batch_size,
@@ -91,24 +94,25 @@ class FullDataProblem(BatchProblem):
 
     def batches(self) -> Iterator[BatchProblem]:
         """One batch problem after another, each freed before the next is made; with several processes, of its rows."""
-        for inputs, targets in self._pieces():
-            yield self._backend(self.objective, inputs, targets, self._params)
+        for rows in self._spans():
+            yield self._batch(rows)
 
-    def _pieces(self) -> list[tuple[Tensor, Tensor]]:
+    def _spans(self) -> Iterator[slice]:
         """The rows of every batch; none where there are no rows."""
-        whole = (self.inputs[self._rows], self.targets[self._rows])
-        inputs, targets = (torch.split(rows, self._batch_size) if len(rows) else () for rows in whole)
-        return list(zip(inputs, targets, strict=True))
+        return spans(len(self._inputs), self._batch_size, self._rows)
+
+    def _batch(self, rows: slice) -> BatchProblem:
+        return self._backend(self.objective, self._inputs[rows], self.targets[rows], self._params)
 
     def _mean(
         self, value: Callable[[BatchProblem], Tensor], shape: tuple[int, ...], same: Tensor | None = None
     ) -> Tensor:
-        rows = len(self.inputs)
-        if not rows:
+        count = len(self._inputs)
+        if not count:
             raise ValueError("FullDataProblem: the split has no rows.")
         total: Tensor | None = None
-        for (_, targets), problem in zip(self._pieces(), self.batches(), strict=True):
-            term = value(problem) * (len(targets) / rows)
+        for rows in self._spans():
+            term = value(self._batch(rows)) * ((rows.stop - rows.start) / count)
             total = term if total is None else total + term
         if total is None:  # more processes than rows
             like = self.objective.parameters[0]

@@ -198,5 +198,8 @@ def _decomposed(factor: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(torch.isfinite(factor).all()):
         nan = torch.full_like(factor, torch.nan)
         return nan[0], nan
-    values, vectors = torch.linalg.eigh(factor)
+    try:
+        values, vectors = torch.linalg.eigh(factor)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # float32 over zeros: 3x3 convolutions of a pixel
+        values, vectors = (part.to(factor.dtype) for part in torch.linalg.eigh(factor.double()))
     return values.clamp_min(0.0), vectors.contiguous()

@@ -9,12 +9,13 @@ from spectral_run.curvature.backends import Backend
 from spectral_run.curvature.full_data import FullDataProblem
 from spectral_run.curvature.objective import Objective
 from spectral_run.curvature.parallel import Processes
+from spectral_run.curvature.rows import Rows
 from spectral_run.curvature.solver import EigenResult, EigenSolver
 
 
 def measure_rho(
     objective: Objective,
-    inputs: Tensor,
+    inputs: Rows,
     targets: Tensor,
     solver: EigenSolver,
     generator: torch.Generator,

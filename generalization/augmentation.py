@@ -164,7 +164,7 @@ class Augmentation(GeneralizationTest):
 
         Images, not draws, are what an interval resamples: an image's draws are averaged first.
         """
-        images, targets = data.test.inputs, data.test.targets
+        images, targets = data.test.tensor, data.test.targets
         plain = correctness(predict, images, targets)
         metrics: dict[str, Metric] = {"test": proportion(plain)}
         details: dict[str, object] = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
@@ -14,10 +15,14 @@ from torch import Tensor
 
 from spectral_run.curvature.backends import Backend
 from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.rows import Rows
 from spectral_run.datasets.base import Data, DataHome, Dataset
 
 Predict: TypeAlias = Callable[[Tensor], Tensor]
 """Inputs ``(rows, *input_shape)`` to predicted class numbers ``(rows,)``; batches by itself."""
+
+Outputs: TypeAlias = Callable[[Rows], Tensor]
+"""Inputs to the network's outputs ``(rows, classes)``, in evaluation mode; batches by itself."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,15 @@ class Metric:
 class TestResult:
     """Metrics by name, and what a reader needs to judge them (rules applied, rows left out, seeds, hashes).
 
-    ``tables`` and ``figures`` are written into the run's folder as ``<test>_<name>.csv``, ``.png`` and ``.pdf``.
+    ``tables`` and ``figures`` are written into the run's folder as ``<test>_<name>.csv``, ``.png`` and ``.pdf``,
+    ``arrays``, if there are any, as ``<test>.npz``.
     """
 
     metrics: Mapping[str, Metric]
     details: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, Any] = field(default_factory=dict)  # data frames
     figures: Mapping[str, Any] = field(default_factory=dict)  # matplotlib's; a run without any loads no matplotlib
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     __test__ = False  # no test class, whatever pytest thinks of the name
 
@@ -56,6 +63,7 @@ class TrainedNetwork:
     objective: Objective
     backend: Backend
     predict: Predict
+    outputs: Outputs
     batch_size: int = 1024
     training_batch_size: int = 128
     last: Mapping[str, Tensor] | None = None
@@ -80,6 +88,43 @@ class Measurement(ABC):
     @abstractmethod
     def measure(self, network: TrainedNetwork, data: Data, home: DataHome) -> TestResult:
         """Ask. The data lie on the network's device, in its dtype; the network is left as it was."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRun:
+    """A finished run that ``Comparison.measure`` has been through: its name in tables, result and arrays."""
+
+    label: str
+    folder: Path
+    result: Mapping[str, Any]  # of result.json
+    arrays: Mapping[str, NDArray[Any]]
+
+
+class Comparison(Measurement):
+    """Asks several networks the same, then sets their answers side by side: ``run_dir=[a, b, ...]``."""
+
+    @abstractmethod
+    def compare(self, runs: Sequence[MeasuredRun], home: DataHome) -> TestResult:
+        """Of two runs or more, each with the arrays of ``measure``. Raises ``ValueError`` if they do not compare."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images in the range and shape of the data set's test inputs, on their device, and class numbers."""
+
+    images: Tensor  # (rows, channels, height, width)
+    targets: Tensor  # (rows,)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ImageSource(ABC):
+    """Where changed test images come from."""
+
+    @abstractmethod
+    def images(self, data: Data, home: DataHome) -> LabelledImages:
+        """All of them. Raises ``FileNotFoundError`` or ``DataError``."""
 
 
 class GeneralizationTest(Measurement):

@@ -123,8 +123,8 @@ class CovariateShift(GeneralizationTest):
         ``relative_change_examples`` is the same mean with the interval for another test split of this size
         (delta method over examples).
         """
-        correct = correctness(predict, data.test.inputs, data.test.targets)
-        x = data.test.inputs.detach().to("cpu", torch.float64).numpy()
+        correct = correctness(predict, data.test.tensor, data.test.targets)
+        x = data.test.tensor.detach().to("cpu", torch.float64).numpy()
         rows, features = x.shape
         probes = self._apply(x, correct, self.probe * np.eye(features))
         constant = np.ptp(x, axis=0) == 0

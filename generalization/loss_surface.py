@@ -25,6 +25,7 @@ from torch.func import functional_call
 from spectral_run.curvature.deflation import eigenpairs
 from spectral_run.curvature.full_data import FullDataProblem
 from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.rows import pieces
 from spectral_run.curvature.solver import EigenPairs, EigenSolver
 from spectral_run.curvature.solvers import solver
 from spectral_run.datasets.base import Data, DataHome, Dataset, Split
@@ -202,7 +203,7 @@ class _Surface:
 
     @torch.no_grad()
     def _outputs(self, split: Split, step: Float[Tensor, " n"]) -> Tensor:
-        pieces = self._objective.split(self._point + step)
-        params = dict(zip(self._names, pieces, strict=True))
-        parts = torch.split(split.inputs, self._batch_size)
+        moved = self._objective.split(self._point + step)
+        params = dict(zip(self._names, moved, strict=True))
+        parts = pieces(split.inputs, self._batch_size)
         return torch.cat([functional_call(self._objective.model, params, (part,)) for part in parts])

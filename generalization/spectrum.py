@@ -118,7 +118,7 @@ class Spectrum(Measurement):
         operator = curvature_operator(
             kind,
             objective,
-            data.train.inputs[: self.rows],
+            data.train.inputs if self.rows is None else data.train.inputs[: self.rows],
             data.train.targets[: self.rows],
             backend=network.backend,
             batch_size=network.batch_size,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.rows import pieces
 from spectral_run.datasets.base import Data, DataHome, Dataset, Split
 from spectral_run.generalization.base import (
     Measurement,
@@ -120,8 +121,8 @@ class _Walker:
 
     @torch.no_grad()
     def _rows(self, split: Split) -> dict[str, Tensor]:
-        inputs, targets = split.inputs[: self._probe.rows], split.targets[: self._probe.rows]
-        parts = torch.split(inputs, self._network.batch_size)
+        targets = split.targets[: self._probe.rows]
+        parts = pieces(split.inputs, self._network.batch_size, slice(self._probe.rows))
         outputs = torch.cat([self._objective.model(part) for part in parts])
         loss = self._objective.loss
         numbers = {"loss": torch.func.vmap(lambda z, y: loss(z[None], y[None]))(outputs, targets)}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from spectral_run.curvature.exact_layers import ExactBatchNorm, ExactInstanceNorm
+from spectral_run.curvature.rows import Rows
 from spectral_run.optimizers.base import Averaging, MakeOptimizer, Wrapper
 
 _Update = Callable[[Any, Any, Any], None]
@@ -136,7 +137,7 @@ class ExponentialAverage(_Average):
 
 
 @torch.no_grad()
-def fresh_statistics(model: nn.Module, inputs: Tensor, batch_size: int, generator: torch.Generator) -> None:
+def fresh_statistics(model: nn.Module, inputs: Rows, batch_size: int, generator: torch.Generator) -> None:
     """Running statistics of one training-mode pass over all rows, each row weighing the same, and nothing before it.
 
     Of BatchNorm: mean and unbiased variance of all of a layer's inputs; exact for the first layer, while what reaches a

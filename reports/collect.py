@@ -48,6 +48,7 @@ def number(result: Mapping[str, Any], *path: str) -> float:
 
 def table(results: list[dict[str, Any]]) -> pd.DataFrame:
     """A row per run: what it is, its status, and every number a reader compares; a missing one is NaN."""
+    areas = any("auc" in (result.get("test") or {}) for result in results)
     rows = []
     for label, result in zip(labels(results), results, strict=True):
         data = result.get("data") or {}
@@ -58,9 +59,9 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
             "folder": result.get("folder"),
             "config_hash": result.get("config_hash"),
             "data_sha256": data.get("sha256"),
-            "test accuracy": number(result, "test", "accuracy"),
-            f"test accuracy{LOW}": number(result, "test", "ci_low"),
-            f"test accuracy{HIGH}": number(result, "test", "ci_high"),
+            **_score(result, "accuracy", "test accuracy"),
+            **(_score(result, "auc", "test AUC") if areas else {}),
+            **(_frequent(result) if areas else {}),
             "test loss": number(result, "test", "loss"),
             "train loss": number(result, "train", "loss"),
             "rho": number(result, "rho", "value"),
@@ -106,6 +107,19 @@ def curves(folder: Path) -> pd.DataFrame:
     frame = pd.DataFrame(values, dtype=float).sort_index()
     frame.index.name = "epoch"
     return frame
+
+
+def _score(result: Mapping[str, Any], key: str, name: str) -> dict[str, float]:
+    """The test split's score, and its interval where it is that score's."""
+    score = number(result, "test", key)
+    low, high = (number(result, "test", end) if math.isfinite(score) else math.nan for end in ("ci_low", "ci_high"))
+    return {name: score, f"{name}{LOW}": low, f"{name}{HIGH}": high}
+
+
+def _frequent(result: Mapping[str, Any]) -> dict[str, float]:
+    """Mean area over the findings that are not rare."""
+    ends = (("", "value"), (LOW, "ci_low"), (HIGH, "ci_high"))
+    return {f"test AUC, frequent{end}": number(result, "test", "auc_frequent", key) for end, key in ends}
 
 
 def _truth(value: Any) -> float:

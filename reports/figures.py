@@ -43,6 +43,7 @@ _STEPS = [1, 2, 2.5, 5, 10]
 _PANELS = (
     ("training loss", ("train/loss",)),
     ("validation accuracy", ("validation/accuracy",)),
+    ("validation AUC, mean over findings", ("validation/auc",)),
     ("spectral radius", ("train/full_rho", "train/rho")),
 )
 
@@ -82,7 +83,7 @@ def models(results: Sequence[dict[str, Any]]) -> list[Model]:
 
 
 def training_curves(results: Sequence[dict[str, Any]]) -> Figure | None:
-    """Loss, validation accuracy and rho by epoch, a line per model: the mean over its finished seeds.
+    """Loss, validation accuracy or AUC and rho by epoch, a line per model: the mean over its finished seeds.
 
     Rho is that of the full training set where some run has it, else the mean over the batches.
     """

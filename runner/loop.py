@@ -37,6 +37,7 @@ _SHOWN = {
     "train/loss": "loss",
     "validation/loss": "val loss",
     "validation/accuracy": "val acc",
+    "validation/auc": "val auc",
     "train/rho": "batch rho",
     "train/full_rho": "rho",
 }
@@ -55,9 +56,16 @@ class Loop:
     """Trains one network. ``run`` goes on from wherever ``load_state_dict`` left it."""
 
     def __init__(
-        self, parts: Parts, data: Data, folder: RunFolder, tracker: Tracker, state: dict[str, Any] | None
+        self,
+        parts: Parts,
+        data: Data,
+        folder: RunFolder,
+        tracker: Tracker,
+        state: dict[str, Any] | None,
+        initialization: Mapping[str, Any],
     ) -> None:
         self.parts, self.data, self.folder, self.tracker = parts, data, folder, tracker
+        self.initialization = dict(initialization)  # where the first weights came from
         self.epoch = self.position = self.step = self.products = self.evaluations = 0
         self.first_loss = math.nan
         self.best: dict[str, Any] | None = None
@@ -134,6 +142,7 @@ class Loop:
             "config_hash": parts.settings.config_hash,
             "processes": self.folder.processes,
             "data_sha256": self.data.sha256,
+            "initialization": self.initialization,
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "carried": dict(self._carried),
@@ -245,7 +254,9 @@ class Loop:
         if isinstance(parts.optimizer, Averaging):
             parts.optimizer.end_epoch(self.epoch)
         with self.clock.phase("evaluation"), averaged_weights(parts, self.data.train) as averaged:
-            validation = evaluate(parts.objective, self.data.validation, parts.processes).numbers()
+            validation = evaluate(
+                parts.objective, self.data.validation, parts.dataset, parts.processes, interval=False
+            ).numbers()
             every = settings.curvature.every_epochs
             if every and (self.epoch % every == 0 or self.finished):
                 generator = seeding.generator(settings.seed, parts.dataset.name, "measure", self.epoch)
@@ -253,7 +264,9 @@ class Loop:
                 train |= {"full_rho": measured.rho, "full_rho_residual": measured.residual}
             self._select(validation, averaged=averaged)
         numbers = {f"train/{name}": value for name, value in train.items()}
-        numbers |= {f"validation/{name}": validation[name] for name in ("loss", "accuracy") if name in validation}
+        numbers |= {
+            f"validation/{name}": validation[name] for name in ("loss", "accuracy", "auc") if name in validation
+        }
         for key, value in numbers.items():
             split, _, name = key.partition("/")
             line = value if math.isfinite(value) else None
@@ -271,8 +284,8 @@ class Loop:
     def _select(self, validation: Mapping[str, float], *, averaged: bool) -> None:
         """Keep the weights in the network where they are the best; once there is an average, nothing else counts."""
         by = self.parts.settings.training.select_by
-        value = validation[by] if math.isfinite(validation[by]) else -math.inf
-        score = value if by == "accuracy" else -value
+        value = validation[by]
+        score = (-value if by == "loss" else value) if math.isfinite(value) else -math.inf
         best = self.best
         if best is None or score > best["score"] or averaged > best.get("averaged", False):
             model = copy.deepcopy(self.parts.model.state_dict())

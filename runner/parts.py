@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,10 +18,13 @@ from spectral_run.curvature.parallel import ParallelProblem, Processes, average_
 from spectral_run.curvature.problem import BatchProblem
 from spectral_run.curvature.solver import EigenResult, EigenSolver
 from spectral_run.curvature.solvers import solver
-from spectral_run.datasets.base import Dataset, Split
+from spectral_run.datasets.base import Data, Dataset, Split
 from spectral_run.generalization.base import Measurement
+from spectral_run.models.base import Origin
 from spectral_run.optimizers.base import Averaging
 from spectral_run.regularizers.base import Regularizer
+from spectral_run.runner import initial
+from spectral_run.runner.labels import Labels, check_loss, labels_of
 from spectral_run.runner.processes import launch
 from spectral_run.runner.seeding import derive
 from spectral_run.runner.settings import ConfigurationError, Settings
@@ -29,7 +32,11 @@ from spectral_run.runner.targets import build
 from spectral_run.trackers.base import Tracker
 from spectral_run.trackers.none import NoTracker
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "mse": F.mse_loss,
+    "binary_cross_entropy": F.binary_cross_entropy_with_logits,
+}
 
 T = TypeVar("T")
 
@@ -50,6 +57,7 @@ class Parts:
     tests: Mapping[str, Measurement]
     tracker: Tracker
     processes: Processes | None = None  # where there are several
+    origin: Origin | None = None  # of the first weights, where init_from names it
 
     @property
     def model(self) -> nn.Module:
@@ -95,8 +103,7 @@ def build_parts(settings: Settings, processes: Processes | None = None) -> Parts
     """Build everything, and try one forward pass on zeros. Raises ``ConfigurationError``."""
     device, dtype = _device(settings.device), getattr(torch, settings.dtype)
     dataset = _a(Dataset, build(settings.dataset, "dataset"), "dataset")
-    if dataset.loss != "cross_entropy" and settings.training.select_by == "accuracy":
-        raise ConfigurationError(f"training.select_by must be loss for data set {dataset.name}, which has no classes.")
+    check_loss(settings.training, dataset)
     regularizer = _a(Regularizer, build(settings.regularizer, "regularizer"), "regularizer")
     tests = _tests(settings, dataset)
     tracker = _a(Tracker, build(settings.tracker, "tracker"), "tracker")
@@ -108,6 +115,7 @@ def build_parts(settings: Settings, processes: Processes | None = None) -> Parts
     except ValueError as error:
         raise ConfigurationError(f"curvature: {error}") from error
     model = _model(settings, dataset, device, dtype)
+    origin = None if settings.source is None else initial.load(model, settings.source)
     objective = Objective(model, LOSSES[dataset.loss])
     if not objective.parameters:
         raise ConfigurationError(f"model: {type(model).__name__} has no trainable parameters.")
@@ -122,13 +130,7 @@ def build_parts(settings: Settings, processes: Processes | None = None) -> Parts
     decay = float(optimizer.defaults.get("weight_decay") or 0.0) if c.weight_decay else 0.0
     if decay and optimizer.defaults.get("decoupled_weight_decay"):
         raise ConfigurationError(f"curvature.weight_decay: {type(optimizer).__name__}'s decay is no part of any loss.")
-    try:
-        example = torch.zeros(2, *dataset.input_shape, device=device, dtype=dtype)
-        backend = choose_backend(
-            c.backend, objective, example, weight_decay=decay, precision=c.precision, fused=c.fused
-        )
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+    backend = _backend(settings, dataset, objective, device, dtype, decay)
     return Parts(
         settings,
         device,
@@ -142,7 +144,33 @@ def build_parts(settings: Settings, processes: Processes | None = None) -> Parts
         tests,
         tracker,
         processes,
+        origin,
     )
+
+
+def with_data(parts: Parts, data: Data) -> tuple[Parts, Labels]:
+    """The parts for these data, whose loss may weigh labels by how many there are, and what the record has of that.
+
+    Raises ``ValueError`` where no checkpoint could be selected by what was asked for.
+    """
+    settings, dataset = parts.settings, parts.dataset
+    labels = labels_of(data, dataset, settings.training)
+    if labels.loss is None:
+        return parts, labels
+    objective = Objective(parts.model, labels.loss)
+    backend = _backend(settings, dataset, objective, parts.device, parts.dtype, parts.weight_decay)
+    return replace(parts, objective=objective, backend=backend), labels
+
+
+def _backend(
+    settings: Settings, dataset: Dataset, objective: Objective, device: torch.device, dtype: torch.dtype, decay: float
+) -> Backend:
+    c = settings.curvature
+    example = torch.zeros(2, *dataset.input_shape, device=device, dtype=dtype)
+    try:
+        return choose_backend(c.backend, objective, example, weight_decay=decay, precision=c.precision, fused=c.fused)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _a(kind: Callable[..., T], thing: Any, where: str) -> T:

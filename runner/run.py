@@ -17,12 +17,14 @@ from omegaconf import OmegaConf
 
 from spectral_run.curvature.solver import EigenResult
 from spectral_run.datasets.base import Data, DataHome, check_data
+from spectral_run.models.base import Origin
 from spectral_run.optimizers.base import Averaging
-from spectral_run.runner import checkpoint, measurements, seeding
+from spectral_run.runner import checkpoint, initial, measurements, seeding
 from spectral_run.runner.console import epoch_report
 from spectral_run.runner.evaluate import evaluate
+from spectral_run.runner.labels import each_area, frequent_outputs
 from spectral_run.runner.loop import DivergedError, Loop
-from spectral_run.runner.parts import Parts, build_parts, remarks
+from spectral_run.runner.parts import Parts, build_parts, remarks, with_data
 from spectral_run.runner.processes import Ranks, abandon, join
 from spectral_run.runner.record import RESULT_SCHEMA, RunBusyError, RunFolder, log_to, stop_log
 from spectral_run.runner.settings import Settings
@@ -154,19 +156,23 @@ def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], 
     home = DataHome(Path(settings.data_root), settings.download)
     with ranks.together():
         data = load_data(parts, home)
-    for notice in data.notices:
+        parts, labels = with_data(parts, data)
+    notices = [*data.notices, *labels.notices]
+    for notice in notices:
         log.warning("%s", notice)
+    result["backend"] = {"name": parts.backend.name, "why": parts.backend.why}
     result["data"] = {
         "name": data.name,
         "rows": data.rows,
         "sha256": data.sha256,
         "official": data.official,
         "files": dict(data.files),
-        "notices": list(data.notices),
-    }
-    state = ranks.from_first(lambda: _resumable(folder, settings, data))
+        "notices": notices,
+    } | labels.record
+    state = ranks.from_first(lambda: _resumable(folder, parts, data))
     if state is None:
         folder.clear()
+    result["initialization"] = _first_weights(parts, ranks, state)
     log.info("%s %s, %d parameters", "resuming" if state else "starting", folder.path, parts.objective.n)
     log.info("backend %s: %s", parts.backend.name, parts.backend.why)
     for line in remarks(parts, ranks.size if state is None else state.get("processes", 1)):
@@ -177,7 +183,7 @@ def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], 
         parts.tracker.start(
             RunInfo(folder.label, settings.name, folder.path, {str(k): v for k, v in config.items()}, state is not None)
         )
-        loop = Loop(parts, data, folder, parts.tracker, state)
+        loop = Loop(parts, data, folder, parts.tracker, state, result["initialization"])
     try:
         with epoch_report(settings.training.epochs, loop.epoch, bar=bar) as report:
             loop.run(report)
@@ -192,6 +198,21 @@ def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], 
     result["status"] = "done"
 
 
+def _first_weights(parts: Parts, ranks: Ranks, state: dict[str, Any] | None) -> dict[str, Any]:
+    """Published weights for a model that has some, where the run begins and ``init_from`` is null; for the record."""
+    if state is not None:
+        held: dict[str, Any] = state.get("initialization") or Origin(kind="random").record
+        return held
+    with ranks.together():
+        origin = parts.origin or initial.pretrain(parts.model, download=parts.settings.download)
+    ranks.agree("the network's first weights", f"{origin.kind} {origin.sha256}")
+    for notice in origin.notices:
+        log.warning("%s", notice)
+    if origin.path is not None:
+        log.info("first weights: %s (%s)", origin.path, origin.kind)
+    return dict(origin.record)
+
+
 def load_data(parts: Parts, home: DataHome) -> Data:
     """The run's data on its device; those of its tests are there too."""
     parts.dataset.prepare(home)
@@ -203,7 +224,7 @@ def load_data(parts: Parts, home: DataHome) -> Data:
 
 
 def _measure(parts: Parts, data: Data, loop: Loop, folder: RunFolder, result: dict[str, Any]) -> dict[str, float]:
-    """Loss, accuracy and rho of the trained network, at the selected checkpoint; gives those of the training split."""
+    """Loss, accuracy or AUC and rho of the network, at the selected checkpoint; gives the training split's numbers."""
     settings = parts.settings
     assert loop.best is not None
     if isinstance(parts.optimizer, Averaging):
@@ -214,11 +235,14 @@ def _measure(parts: Parts, data: Data, loop: Loop, folder: RunFolder, result: di
     parts.model.load_state_dict(loop.best["model"])
     if folder.writes:
         checkpoint.save_weights(folder.path / "model.pt", loop.best["model"])
+    frequent = frequent_outputs(result["data"])
     with loop.clock.phase("evaluation"):
         train, result["val"], result["test"] = (
-            evaluate(parts.objective, split, parts.processes).numbers()
+            evaluate(parts.objective, split, parts.dataset, parts.processes, frequent=frequent).numbers()
             for split in (data.train, data.validation, data.test)
         )
+    if areas := each_area(result["test"]):
+        log.info("test AUC, 95%% interval (positives): %s", areas)
     began = time.perf_counter()
     with loop.clock.phase("evaluation"):
         start = seeding.generator(settings.seed, parts.dataset.name, "measure", 0)
@@ -281,8 +305,11 @@ def _rho(rho: EigenResult, parts: Parts, rows: int) -> dict[str, Any]:
     }
 
 
-def _resumable(folder: RunFolder, settings: Settings, data: Data) -> dict[str, Any] | None:
-    """The newest whole checkpoint of this very run, or None. Raises ``ValueError`` where the data have changed."""
+def _resumable(folder: RunFolder, parts: Parts, data: Data) -> dict[str, Any] | None:
+    """The newest whole checkpoint of this very run, or None.
+
+    Raises ``ValueError`` where the data have changed, or the weights that ``init_from`` names.
+    """
 
     def damaged(what: str) -> None:
         log.warning("%s; the one before it is used", what)
@@ -292,13 +319,19 @@ def _resumable(folder: RunFolder, settings: Settings, data: Data) -> dict[str, A
         if checkpoint.last_path(folder.checkpoints) is not None:
             log.warning("there is no whole checkpoint in %s; starting over", folder.checkpoints)
         return None
-    if state["config_hash"] != settings.config_hash:
+    if state["config_hash"] != parts.settings.config_hash:
         log.warning("the checkpoint in %s belongs to other settings; starting over", folder.checkpoints)
         return None
     if state["data_sha256"] != data.sha256:
         raise ValueError(
             f"{folder.path} was begun on data with sha256 {state['data_sha256'][:12]}, now it is {data.sha256[:12]}; "
             f"bring the old files back, or start over with rerun=true."
+        )
+    begun = (state.get("initialization") or {}).get("sha256")
+    if parts.origin is not None and begun != parts.origin.sha256:
+        raise ValueError(
+            f"{folder.path} was begun from weights with sha256 {str(begun)[:12]}, and {parts.origin.path} has "
+            f"{str(parts.origin.sha256)[:12]} now; bring the old file back, or start over with rerun=true."
         )
     for name, least in (("metrics.jsonl", state["metrics_bytes"]), ("timing.jsonl", state["timing_bytes"])):
         path = folder.path / name

@@ -52,6 +52,7 @@ class Training:
     batch_size: int = 128
     schedule: str = "constant"
     select_by: str = "accuracy"
+    class_weights: str = "none"
     checkpoint_minutes: float = 5.0
     max_steps: int | None = None
 
@@ -62,7 +63,8 @@ class Training:
         _at_least("training.checkpoint_minutes", self.checkpoint_minutes, 0)
         _at_least("training.max_steps", self.max_steps, 1)
         one_of("training.schedule", self.schedule, SCHEDULES)
-        one_of("training.select_by", self.select_by, ("accuracy", "loss"))
+        one_of("training.select_by", self.select_by, ("accuracy", "auc", "loss"))
+        one_of("training.class_weights", self.class_weights, ("none", "balanced"))
 
 
 @dataclass
@@ -101,7 +103,8 @@ class Settings:
     validate: bool = False
     rerun: bool = False
     optimized_metric: str | None = None
-    run_dir: str | None = None
+    run_dir: Any = None  # a text or several
+    init_from: str | None = None
     training: Training = field(default_factory=Training)
     curvature: Curvature = field(default_factory=Curvature)
     dataset: dict[str, Any] = field(default_factory=dict)
@@ -117,6 +120,12 @@ class Settings:
             raise ConfigurationError(f"name must be a folder's name, got {self.name!r}.")
         if not self.results_dir:
             raise ConfigurationError("results_dir needs a folder's path.")
+        if self.init_from == "":
+            raise ConfigurationError("init_from needs a run's folder or a file, or null.")
+        if self.run_dir == [] or not all(self.run_dirs) or isinstance(self.run_dir, dict):
+            raise ConfigurationError(
+                f"run_dir must be a run's folder, a list of them or a pattern; got {self.run_dir!r}."
+            )
         for group in ("dataset", "model", "optimizer", "regularizer", "tracker"):
             if not getattr(self, group):
                 raise ConfigurationError(f"{group} needs a choice; spectral-run --help lists them.")
@@ -131,7 +140,23 @@ class Settings:
         plain = OmegaConf.to_container(OmegaConf.structured(self))
         assert isinstance(plain, dict)
         del plain["training"]["checkpoint_minutes"]
+        if self.init_from is None:  # runs that have none keep the hashes of before there was any
+            del plain["init_from"]
+        if self.training.class_weights == "none":  # likewise
+            del plain["training"]["class_weights"]
+        plain["dataset"].pop("workers", None)  # that decode images: the same ones, however many
         return {str(key): value for key, value in plain.items() if key not in _IRRELEVANT}
+
+    @property
+    def run_dirs(self) -> list[str]:
+        """``run_dir`` as a list, of folders and patterns; empty where there is none."""
+        several = self.run_dir if isinstance(self.run_dir, list) else [self.run_dir]
+        return [] if self.run_dir is None else [str(folder) for folder in several]
+
+    @property
+    def source(self) -> str | None:
+        """``init_from`` for this seed."""
+        return None if self.init_from is None else self.init_from.replace("{seed}", str(self.seed))
 
     @property
     def config_hash(self) -> str:
@@ -142,6 +167,11 @@ class Settings:
 def settings_from(config: DictConfig | Mapping[str, Any]) -> Settings:
     """Resolve and check a composed configuration. Raises ``ConfigurationError``."""
     plain = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    open_texts = OmegaConf.to_container(plain, resolve=False)
+    assert isinstance(open_texts, dict)
+    if "${seed}" in str(text := open_texts.get("init_from")):  # stays open: the seeds of a table's row have one hash
+        plain = plain.copy()
+        plain["init_from"] = str(text).replace("${seed}", "{seed}")
     try:
         resolved = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
         merged = OmegaConf.merge(OmegaConf.structured(Settings), resolved)

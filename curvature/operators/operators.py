@@ -33,6 +33,7 @@ from spectral_run.curvature.operators.likelihoods import Likelihood, check_mean_
 from spectral_run.curvature.operators.outputs import ExpectedScores, GivenScores, LossHessian, row_scores
 from spectral_run.curvature.operators.products import Hessian, Outer, Pullback
 from spectral_run.curvature.operators.split import Split, total
+from spectral_run.curvature.rows import Rows
 
 KINDS = (
     "hessian",
@@ -48,7 +49,7 @@ KINDS = (
 def curvature_operator(
     kind: str,
     objective: Objective,
-    inputs: Tensor,
+    inputs: Rows,
     targets: Tensor,
     *,
     backend: Backend | None = None,
@@ -66,7 +67,7 @@ def curvature_operator(
     """
     if kind not in KINDS:
         raise ValueError(f"curvature operator: kind must be one of {', '.join(KINDS)}; got {kind!r}.")
-    backend = backend or choose_backend("auto", objective, inputs)
+    backend = backend or choose_backend("auto", objective, inputs[:batch_size])
     split = Split(objective, inputs, targets, backend, batch_size, params)
     loss, decay = objective.loss, backend.weight_decay
     if objective.random and not (kind == "hessian" and split.single):

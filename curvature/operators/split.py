@@ -16,6 +16,7 @@ from spectral_run.curvature.backends import Backend
 from spectral_run.curvature.objective import Objective, flatten
 from spectral_run.curvature.operators.jacobian import Jacobian, jacobian_of
 from spectral_run.curvature.problem import BatchProblem
+from spectral_run.curvature.rows import Rows
 
 
 @final
@@ -25,7 +26,7 @@ class Split:
     def __init__(
         self,
         objective: Objective,
-        inputs: Tensor,
+        inputs: Rows,
         targets: Tensor,
         backend: Backend,
         batch_size: int,
@@ -62,7 +63,7 @@ class Split:
             raise RuntimeError("curvature operator: the network's mode has changed since it was made.")
         if self.single:
             if self._problem is None:
-                self._problem = self.backend(self.objective, self.inputs, self.targets, self.params)
+                self._problem = self.backend(self.objective, self.inputs[:], self.targets, self.params)
             yield term(slice(0, self.rows), self._problem)
             return
         for start in range(0, self.rows, self.batch_size):

@@ -270,3 +270,18 @@ def test_refuses_what_it_has_no_factors_for() -> None:
 def test_refuses_settings(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         KFAC(**settings)
+
+
+def test_a_convolution_of_single_pixels() -> None:
+    """Eight of nine input places are padding: float32's decomposition fails over so many zeros."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(48, 6, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(6, 3))
+    inputs, targets = torch.randn(16, 48, 1, 1).relu(), torch.randint(3, (16,))
+    v = torch.randn(sum(p.numel() for p in model.parameters()))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        objective = Objective(model.to(dtype), F.cross_entropy)
+        problem = AutogradProblem(objective, inputs.to(dtype), targets)
+        factors = KFAC(damping=1e-2, kind="exact").update(problem, torch.Generator().manual_seed(1), None)
+        found.append(factors.inverse(1e-2)(v.to(dtype)))
+    torch.testing.assert_close(found[0].double(), found[1], rtol=1e-4, atol=1e-4 * float(found[1].abs().max()))

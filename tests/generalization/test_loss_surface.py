@@ -38,6 +38,7 @@ def case(request):
         objective=objective,
         backend=choose_backend("autograd", objective, splits[0].inputs),
         predict=lambda x: model(x).argmax(1),
+        outputs=model,
         batch_size=7,
     )
     return network, Data("toy", splits[0], splits[0], splits[1], {}, official=False)

@@ -38,6 +38,7 @@ def case(request):
         objective=objective,
         backend=choose_backend(request.param, objective, train.inputs),
         predict=lambda x: model(x).argmax(1),
+        outputs=model,
         batch_size=7,
     )
     return network, Data("toy", train, train, test, {}, official=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def case(request):
         objective=objective,
         backend=choose_backend("autograd", objective, splits[0].inputs),
         predict=lambda x: model(x).argmax(1),
+        outputs=model,
         batch_size=7,
         training_batch_size=6,
         last=last.state_dict(),
@@ -112,9 +114,7 @@ def test_fewer_rows_and_statistics_of_all(case):
 def test_where_there_is_no_average_all_places_are_one(case):
     network, data = case
     same = copy.deepcopy(network.objective.model.state_dict())
-    network = TrainedNetwork(
-        objective=network.objective, backend=network.backend, predict=network.predict, last=same, batch_size=7
-    )
+    network = replace(network, last=same, batch_size=7)
     result = ValleyProbe(points=4).measure(network, data, HOME)
     assert result.details["distance"] == 0.0
     assert result.tables["line"]["train_loss"].nunique() == 1
@@ -122,7 +122,7 @@ def test_where_there_is_no_average_all_places_are_one(case):
 
 def test_refuses_a_run_without_a_last_iterate(case):
     network, data = case
-    network = TrainedNetwork(objective=network.objective, backend=network.backend, predict=network.predict)
+    network = replace(network, last=None)
     with pytest.raises(ValueError, match=r"ValleyProbe: a run needs its last iterate beside the average \(last.pt\)"):
         ValleyProbe().measure(network, data, HOME)
 

@@ -161,18 +161,34 @@ def test_learning_rates_are_in_its_groups(node: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_with_the_spectral_radius(name: str, tmp_path: Path) -> None:
     """Three steps of a run, its record complete."""
-    asked = settings(
-        f"optimizer={name}", "regularizer=spectral_radius", "regularizer.cap=3", "training.max_steps=3",
-        f"training.epochs={EPOCHS}", "model.widths=[8]", "curvature.cap=2", f"results_dir={tmp_path}", "device=cpu",
-    )  # fmt: skip
-    random = torch.get_rng_state()
-    try:
-        outcome = execute(asked, {"dataset": "digits", "model": "mlp", "regularizer": "spectral_radius"})
-    finally:
-        torch.set_rng_state(random)
-    assert outcome.folder is not None
-    result = json.loads((Path(outcome.folder) / "result.json").read_text())
-    assert outcome.status == "done", result.get("traceback")
+    result = run(name, "digits", 3, tmp_path)
     assert result["train"]["steps"] == 3
     assert result["train"]["gradient_evaluations"] >= 3
     assert result["train"]["products"] >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_on_findings(name: str, tmp_path: Path) -> None:
+    """A step with the weighted loss of several labels a row."""
+    findings = ("training.class_weights=balanced", "training.select_by=auc", "dataset.patients=60")
+    result = run(name, "synthetic_multilabel", 1, tmp_path, *findings)
+    assert 0 <= result["test"]["ci_low"] <= result["test"]["auc"] <= result["test"]["ci_high"] <= 1
+    assert math.isfinite(result["train"]["loss"])
+
+
+def run(name: str, dataset: str, steps: int, folder: Path, *more: str) -> dict[str, Any]:
+    """The record of a run of so many steps."""
+    asked = settings(
+        f"dataset={dataset}", f"optimizer={name}", "regularizer=spectral_radius", "regularizer.cap=3",
+        f"training.max_steps={steps}", f"training.epochs={EPOCHS}", "model.widths=[8]", "curvature.cap=2",
+        f"results_dir={folder}", "device=cpu", *more,
+    )  # fmt: skip
+    random = torch.get_rng_state()
+    try:
+        outcome = execute(asked, {"dataset": dataset, "model": "mlp", "regularizer": "spectral_radius"})
+    finally:
+        torch.set_rng_state(random)
+    assert outcome.folder is not None
+    result: dict[str, Any] = json.loads((Path(outcome.folder) / "result.json").read_text())
+    assert outcome.status == "done", result.get("traceback")
+    return result

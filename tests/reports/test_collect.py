@@ -50,6 +50,22 @@ def test_columns(make: SimpleNamespace) -> None:
     assert list(row) == list(about | numbers)
 
 
+def test_an_area_and_its_interval_stand_beside_an_accuracy(make: SimpleNamespace) -> None:
+    areas = make.result(seed=1, test={"loss": 0.5, "auc": 0.8, "ci_low": 0.7, "ci_high": 0.9, "n": 100})
+    frame = table([make.result(0.9), areas])
+    assert [name for name in frame.columns[6:16] if "frequent" not in name] == [
+        "test accuracy", "test accuracy ci_low", "test accuracy ci_high",
+        "test AUC", "test AUC ci_low", "test AUC ci_high", "test loss",
+    ]  # fmt: skip
+    first, second = frame.to_dict("records")
+    assert [first[f"test accuracy{end}"] for end in ("", " ci_low", " ci_high")] == [0.9, 0.85, 0.94]
+    assert [second[f"test AUC{end}"] for end in ("", " ci_low", " ci_high")] == [0.8, 0.7, 0.9]
+    assert all(math.isnan(first[f"test AUC{end}"]) for end in ("", " ci_low", " ci_high"))
+    assert all(math.isnan(second[f"test accuracy{end}"]) for end in ("", " ci_low", " ci_high"))
+    no_area = make.result(test={"loss": 0.5, "auc": None, "auc_by_output": {}, "left_out": {"x": "no positive"}})
+    assert table([no_area])["test AUC"].isna().all()
+
+
 def test_missing_numbers_are_nan(make: SimpleNamespace) -> None:
     whole = make.result(None, rho=None, generalization={"augmentation": {"mild": make.metric(None)}}, data=None)
     frame = table([whole, make.failed(seed=1)])

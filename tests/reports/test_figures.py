@@ -132,6 +132,14 @@ def test_a_single_epoch_is_a_visible_point(write: Write, make: SimpleNamespace) 
     assert not figure.legends  # one model needs none
 
 
+def test_areas_have_a_panel_of_their_own(write: Write, make: SimpleNamespace) -> None:
+    figure = training_curves(results(write, (make.result(), make.lines(2, validation__auc=[0.6, 0.7]))))
+    assert figure is not None
+    assert figure.axes[1].get_title(loc="left") == "validation AUC, mean over findings"
+    np.testing.assert_allclose(figure.axes[1].get_lines()[0].get_xydata(), [[1.0, 0.6], [2.0, 0.7]])
+    assert not ticks(figure.axes[1], "y")[0].endswith("%")
+
+
 def test_missing_values_leave_gaps(write: Write, make: SimpleNamespace) -> None:
     record = make.lines(3, train__full_rho=[None, None, None], train__rho=[None, 2.0, None])
     figure = training_curves(results(write, (make.result(), record)))

@@ -33,6 +33,13 @@ def test_one_run_has_intervals(make: SimpleNamespace) -> None:
     assert legend(frame) == "value [95% interval]"
 
 
+def test_an_area_is_no_percentage(make: SimpleNamespace) -> None:
+    test = {"loss": 0.5, "auc": 0.8125, "ci_low": 0.7, "ci_high": 0.9, "n": 100}
+    cells = summary(table([make.result(test=test)])).loc["none"]
+    assert cells["test AUC"] == "0.8125 [0.7, 0.9]"
+    assert "test accuracy" not in cells
+
+
 def test_seeds_have_mean_and_standard_deviation(make: SimpleNamespace) -> None:
     frame = table([make.result(a, seed=s) for s, a in enumerate((0.90, 0.92, 0.94))])
     cells = summary(frame).loc["none"]

@@ -166,6 +166,23 @@ def test_fifty_regularized_steps_equal_one_process(tmp_path: Path, dtype: str, s
     assert names == {path.name for path in next(one.rglob("environment.json")).parent.iterdir()}
 
 
+def test_findings_of_stored_images_equal_one_process(tmp_path: Path, scans: Callable[..., tuple[str, ...]]) -> None:
+    """Weighted loss, areas and their intervals, of images that each process reads its rows of."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        arguments = (*scans(folder), *QUICK, "model=mlp", "model.widths=[4]", "training.epochs=2", "dtype=float64")
+        arguments = (*arguments, "training.class_weights=balanced", "training.batch_size=16", "regularizer.eps=0.1")
+        size = 1 if folder == one else 2
+        assert codes(start(folder, *arguments, size=size)) == [0] * size, text(folder)
+    assert relative(weights(two), weights(one)) < 1e-6
+    got, want = result(two), result(one)
+    assert got["data"] == want["data"]
+    for split in ("train", "val", "test"):
+        assert without_times({**got[split], "loss": 0}) == without_times({**want[split], "loss": 0})
+        assert got[split]["loss"] == pytest.approx(want[split]["loss"], rel=1e-6)
+
+
 def test_interrupted_in_one_process_all_stop_and_go_on_to_the_same_bytes(tmp_path: Path) -> None:
     """With dropout and BatchNorm: masks and running statistics go on too. Then one process goes on where two were."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
