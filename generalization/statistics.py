@@ -5,7 +5,7 @@
 | ``proportion`` | examples, right or wrong | Wilson's score interval |
 | ``mean_with_ci`` | independent draws | mean +- 1.96 standard errors (the paper's tables) |
 | ``standard_deviation`` | independent normal draws | chi-square |
-| ``bootstrap_mean``, ``bootstrap_ratio`` | examples | bootstrap, bias-corrected and accelerated (Efron 1987) |
+| ``bootstrap_mean``, ``_ratio``, ``_pooled`` | examples | bootstrap, bias-corrected and accelerated (Efron 1987) |
 
 An interval is finite and holds its estimate, always; where a sample says nothing about its spread (one value, or all
 values equal) it has no width. Random numbers come from the seed given, never from global state.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -84,15 +85,51 @@ def bootstrap_ratio(
     return _bootstrap(_relative_change, (numerator, denominator), paired=paired, seed=seed)
 
 
+def bootstrap_pooled(sums: Shaped[np.ndarray, " n"], counts: Shaped[np.ndarray, " n"], *, seed: int) -> Metric | None:
+    """Mean over things of which an example has none, one or several: their sums over their counts.
+
+    Examples are resampled, each with all of its own. None where there is nothing to average.
+    """
+    if not np.any(counts):
+        return None
+    return replace(_bootstrap(_pooled, (sums, counts), paired=True, seed=seed), n=int(np.sum(counts)))
+
+
+def bootstrap_pooled_ratio(
+    sums: Shaped[np.ndarray, " n"],
+    counts: Shaped[np.ndarray, " n"],
+    denominator: Shaped[np.ndarray, " n"],
+    *,
+    seed: int,
+) -> Metric | None:
+    """That mean over the mean of ``denominator``, minus 1; entry i of all three belongs to the same example."""
+    if not (np.any(counts) and np.any(denominator)):
+        return None
+    metric = _bootstrap(_pooled_change, (sums, counts, denominator), paired=True, seed=seed)
+    return replace(metric, n=int(np.sum(counts)))
+
+
 def _mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     return np.asarray(np.mean(values, axis=axis))
 
 
 def _relative_change(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    top, bottom = np.mean(a, axis=axis), np.mean(b, axis=axis)
+    return np.asarray(_pooled(a, b, axis) - 1)
+
+
+def _pooled(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    return _ratio(np.mean(a, axis=axis), np.mean(b, axis=axis))
+
+
+def _pooled_change(
+    a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], axis: int
+) -> NDArray[np.float64]:
+    return np.asarray(_ratio(_pooled(a, b, axis), np.mean(c, axis=axis)) - 1)
+
+
+def _ratio(top: Any, bottom: Any) -> NDArray[np.float64]:
     # A resample without one correct answer has no ratio; it becomes NaN here and is left out of the percentiles.
-    ratio = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
-    return np.asarray(ratio - 1)
+    return np.asarray(np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0))
 
 
 def _bootstrap(

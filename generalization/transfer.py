@@ -25,6 +25,8 @@ from spectral_run.datasets.mnist import load_test_images
 from spectral_run.datasets.mnist import prepare as prepare_mnist
 from spectral_run.generalization.base import (
     GeneralizationTest,
+    ImageSource,
+    LabelledImages,
     Metric,
     Predict,
     TestResult,
@@ -48,7 +50,7 @@ def resize(
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Transfer(GeneralizationTest):
+class Transfer(GeneralizationTest, ImageSource):
     """Accuracy on the test images of ``source``, and its gap to the plain test accuracy."""
 
     source: str = "mnist"
@@ -75,21 +77,13 @@ class Transfer(GeneralizationTest):
         """Fetch the source's test files, or raise ``FileNotFoundError``."""
         prepare_mnist(home)
 
-    def evaluate(self, predict: Predict, data: Data, home: DataHome) -> TestResult:
-        """Accuracy of the source; the gap is left out where the plain test accuracy is 0."""
-        test = data.test.inputs
+    def images(self, data: Data, home: DataHome) -> LabelledImages:
+        """The source's test images in the size and range of the data set's own."""
+        test = data.test.tensor
         low, high = float(test.min()), float(test.max())
         height, width = test.shape[-2:]
         source = load_test_images(home)
-        images = resize(source.images.to(torch.float32), (height, width), low, high).to(test.device, test.dtype)
-
-        plain = correctness(predict, test, data.test.targets)
-        correct = correctness(predict, images, source.labels.to(test.device))
-        metrics: dict[str, Metric] = {"test": proportion(plain), "accuracy": proportion(correct)}
-        resampling = derived_seed(self.seed, "bootstrap", data.name, self.source)
-        gap = bootstrap_ratio(correct, plain, paired=False, seed=resampling)
-        if gap is not None:
-            metrics["gap"] = gap
+        images = resize(source.images.to(torch.float32), (height, width), low, high)
         details = {
             "source": self.source,
             "files": dict(source.files),
@@ -98,6 +92,19 @@ class Transfer(GeneralizationTest):
             "resized_to": [height, width],
             "resize": "bilinear, antialiased",
             "range": [low, high],
-            "seed": self.seed,
         }
-        return TestResult(metrics, details)
+        return LabelledImages(
+            images=images.to(test.device, test.dtype), targets=source.labels.to(test.device), details=details
+        )
+
+    def evaluate(self, predict: Predict, data: Data, home: DataHome) -> TestResult:
+        """Accuracy of the source; the gap is left out where the plain test accuracy is 0."""
+        source = self.images(data, home)
+        plain = correctness(predict, data.test.tensor, data.test.targets)
+        correct = correctness(predict, source.images, source.targets)
+        metrics: dict[str, Metric] = {"test": proportion(plain), "accuracy": proportion(correct)}
+        resampling = derived_seed(self.seed, "bootstrap", data.name, self.source)
+        gap = bootstrap_ratio(correct, plain, paired=False, seed=resampling)
+        if gap is not None:
+            metrics["gap"] = gap
+        return TestResult(metrics, dict(source.details) | {"seed": self.seed})

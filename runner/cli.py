@@ -42,7 +42,7 @@ def command(arguments: list[str]) -> int:
         _complain("results_dir needs a folder's path.")  # Hydra would make its folder at the root of the disk
         return 2
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*/*.yaml")}
-    for group, _, choice in (argument.partition("=") for argument in arguments):
+    for group, _, choice in (argument.partition("=") for argument in arguments if "=" in argument):
         if group in groups - {"experiment"} and choice in ("", "null"):
             _complain(f"{group} needs a choice; spectral-run --help lists them.")  # Hydra would show a traceback
             return 2
@@ -137,7 +137,7 @@ def task(config: Any) -> Any:
     return outcome
 
 
-def _refuse_with_several(run_dir: str | None, choices: Mapping[str, Any]) -> None:
+def _refuse_with_several(run_dir: object, choices: Mapping[str, Any]) -> None:
     """What does not go with several processes on one run. Raises ``ConfigurationError``."""
     from spectral_run.runner.settings import ConfigurationError
 

@@ -12,6 +12,7 @@ spectral-run: train networks whose loss Hessian has a small spectral radius, and
   spectral-run --multirun regularizer.mu=0.001,0.005 'seed=range(3)' hydra/launcher=parallel
   spectral-run experiment=quickstart                       a stored sweep
   spectral-run run_dir=FOLDER generalization=[spectrum]    measure a finished run, without training
+  spectral-run run_dir='results/**' generalization=usps    every finished run below a folder, in one table
   spectral-run ... --cfg job                               print the composed configuration
   spectral-run ... validate=true                           compose and check everything, run nothing
   spectral-run --config-dir mine model=net                 with your own conf files in mine/model/net.yaml

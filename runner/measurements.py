@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from spectral_run.datasets.base import Data, DataHome
 from spectral_run.generalization.base import TestResult, TrainedNetwork
-from spectral_run.runner.evaluate import predict
+from spectral_run.runner.evaluate import outputs, predict
 from spectral_run.runner.files import write_whole
 from spectral_run.runner.parts import Parts
 
@@ -19,19 +21,20 @@ log = logging.getLogger("spectral_run")
 
 
 def take(name: str, parts: Parts, data: Data, home: DataHome, folder: Path, result: dict[str, Any]) -> None:
-    """One of ``parts.tests``: its metrics and details into ``result``, its tables and figures into the folder."""
+    """One of ``parts.tests``: metrics and details into ``result``, tables, figures and arrays into the folder."""
     path = folder / "last.pt"
     last = torch.load(path, map_location=parts.device, weights_only=True) if path.is_file() else None
     network = TrainedNetwork(
         objective=parts.objective,
         backend=parts.backend,
         predict=lambda inputs: predict(parts.model, inputs),
+        outputs=lambda inputs: outputs(parts.model, inputs),
         batch_size=parts.settings.curvature.batch_size,
         training_batch_size=parts.settings.training.batch_size,
         last=last,
     )
     tested = parts.tests[name].measure(network, data, home)
-    files = _write(tested, folder, name)
+    files = write(tested, folder, name)
     numbers, details = (result.setdefault(key, {}) for key in ("generalization", "generalization_details"))
     numbers[name] = {metric: asdict(value) for metric, value in tested.metrics.items()}
     details[name] = dict(tested.details)
@@ -40,8 +43,8 @@ def take(name: str, parts: Parts, data: Data, home: DataHome, folder: Path, resu
         log.info("%s: %s in %s", name, ", ".join(files), folder)
 
 
-def _write(tested: TestResult, folder: Path, test: str) -> list[str]:
-    """The tables and figures, each whole; their names."""
+def write(tested: TestResult, folder: Path, test: str) -> list[str]:
+    """The tables, figures and arrays, each whole; their names."""
     written = []
     for name, table in tested.tables.items():
         written.append(f"{test}_{name}.csv")
@@ -52,4 +55,14 @@ def _write(tested: TestResult, folder: Path, test: str) -> list[str]:
         for kind in ("png", "pdf"):
             written.append(f"{test}_{name}.{kind}")
             save(figure, folder / written[-1])
+    if tested.arrays:
+        written.append(arrays_path(folder, test).name)
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **tested.arrays)
+        write_whole(arrays_path(folder, test), content.getvalue())
     return written
+
+
+def arrays_path(folder: Path, test: str) -> Path:
+    """Where a test's arrays lie, if it leaves any."""
+    return folder / f"{test}.npz"

@@ -57,8 +57,12 @@ def build(node: Mapping[str, Any], where: str, *positional: Any, **given: Any) -
 
 
 def build_if_target(value: Any, where: str) -> Any:
-    """Build a nested ``_target_`` node; anything else stays as it is."""
-    return build(value, where) if isinstance(value, Mapping) and "_target_" in value else value
+    """Build a nested ``_target_`` node, or those in a mapping of such; anything else stays as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" in value:
+        return build(value, where)
+    return {key: build_if_target(item, f"{where}.{key}") for key, item in value.items()}
 
 
 def locate(target: str, where: str) -> Callable[..., Any]:

@@ -2,25 +2,43 @@
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import hydra.utils
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from spectral_run.generalization.base import GeneralizationTest
 
+SMALL_GAN = {"epochs": 1, "count": 20, "classifier_epochs": 1}
+QUICK = {
+    "gan1": SMALL_GAN,
+    "gan2": SMALL_GAN,
+    "constructed": {"others": {"gan1": SMALL_GAN, "gan2": SMALL_GAN}},
+}
 CONF = Path(__file__).parents[2] / "conf" / "generalization"
 
 
+FILES = {path.stem: OmegaConf.load(path) for path in CONF.glob("*.yaml") if path.stem != "none"}
+
+
+@cache
+def composed(name):
+    with initialize_config_module(version_base="1.3", config_module="spectral_run.conf"):
+        (node,) = compose("config", [f"generalization={name}"]).generalization.values()
+    return OmegaConf.merge(node, QUICK.get(name, {}))
+
+
 def make(name):
-    return hydra.utils.instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
+    return hydra.utils.instantiate(composed(name), _convert_="all")
 
 
 NAMES = sorted(
-    path.stem for path in CONF.glob("*.yaml") if path.stem != "none" and isinstance(make(path.stem), GeneralizationTest)
+    name for name, node in FILES.items() if "_target_" in node and isinstance(make(name), GeneralizationTest)
 )
 
 

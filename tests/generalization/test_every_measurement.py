@@ -3,32 +3,46 @@
 import copy
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import hydra.utils
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import nn
 
 from spectral_run.curvature.backends import choose_backend
 from spectral_run.curvature.objective import Objective
 from spectral_run.generalization.base import Measurement, TrainedNetwork
+from spectral_run.runner.parts import LOSSES
 
 CONF = Path(__file__).parents[2] / "conf" / "generalization"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")
+FILES = {path.stem: OmegaConf.load(path) for path in CONF.glob("*.yaml") if path.stem != "none"}
+NAMES = sorted(name for name, node in FILES.items() if "_target_" in node)
+LISTS = sorted(set(FILES) - set(NAMES))
+SMALL_GAN = {"epochs": 1, "count": 20, "classifier_epochs": 1}
 QUICK = {
+    "gan1": SMALL_GAN,
+    "gan2": SMALL_GAN,
+    "constructed": {"others": {"gan1": SMALL_GAN, "gan2": SMALL_GAN}},
     "loss_surface": {"points": 5, "plane": 3},
     "valley_probe": {"points": 4},
     "spectrum": {"steps": 6, "probes": 2, "layer_probes": 2},
 }
 
 
+@cache
+def composed(choice):
+    with initialize_config_module(version_base="1.3", config_module="spectral_run.conf"):
+        return compose("config", [f"generalization={choice}"]).generalization
+
+
 def make(name):
-    node = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), QUICK.get(name, {}))
-    return hydra.utils.instantiate(node, _convert_="all")
+    (node,) = composed(name).values()
+    return hydra.utils.instantiate(OmegaConf.merge(node, QUICK.get(name, {})), _convert_="all")
 
 
 @pytest.fixture
@@ -36,16 +50,22 @@ def trained():
     def make(dataset):
         with torch.random.fork_rng():
             torch.manual_seed(5)
+            # Of color images maps are made, too.
+            maps = [nn.Conv2d(3, 3, 3, padding=1), nn.Tanh()] if dataset.input_shape[0] == 3 else []
             model = nn.Sequential(
-                nn.Flatten(), nn.Linear(math.prod(dataset.input_shape), 4), nn.Tanh(), nn.Linear(4, dataset.classes)
+                *maps,
+                nn.Flatten(),
+                nn.Linear(math.prod(dataset.input_shape), 4),
+                nn.Tanh(),
+                nn.Linear(4, dataset.classes),
             )
-        loss = F.cross_entropy if dataset.loss == "cross_entropy" else F.mse_loss
-        objective = Objective(model, loss)
+        objective = Objective(model, LOSSES[dataset.loss])
         example = torch.zeros(2, *dataset.input_shape)
         return TrainedNetwork(
             objective=objective,
             backend=choose_backend("auto", objective, example),
             predict=lambda inputs: model(inputs).argmax(1),
+            outputs=lambda rows: model(rows[:]),
             batch_size=50,
             last={name: 0.9 * value for name, value in model.state_dict().items()},
         )
@@ -73,11 +93,35 @@ def test_head_of_the_file(name):
     assert description.endswith(".")
 
 
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_chooses_what_it_names(name):
+    together = composed(name)
+    assert len(FILES[name].defaults) > 1
+    assert together == {key: node for choice in FILES[name].defaults for key, node in composed(choice).items()}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_measures_and_leaves_no_trace(name, features, images, home, trained):
+def test_of_findings_it_measures_or_refuses_by_name(name, findings, home, trained):
+    """Several labels a row, of patients."""
+    measurement = make(name)
+    try:
+        measurement.check(findings)
+    except ValueError as error:
+        assert str(error).startswith(f"{type(measurement).__name__}: ")  # noqa: PT017  (most refuse)
+        assert "findings" in str(error)  # noqa: PT017
+        return
+    it_measures_and_leaves_no_trace(name, findings, home, trained)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_measures_and_leaves_no_trace(name, features, images, xrays, home, trained):
     measurement = make(name)
     assert isinstance(measurement, Measurement)
-    dataset = fitting(measurement, [features, images])
+    it_measures_and_leaves_no_trace(name, fitting(measurement, [features, images, xrays]), home, trained)
+
+
+def it_measures_and_leaves_no_trace(name, dataset, home, trained):
+    measurement = make(name)
     measurement.prepare(dataset, home)
     data = dataset.load(home)
     network = trained(dataset)
@@ -106,6 +150,8 @@ def test_it_measures_and_leaves_no_trace(name, features, images, home, trained):
     assert json.dumps(again.details) == text
     assert all(again.tables[key].equals(table) for key, table in result.tables.items())
     assert set(again.figures) == set(result.figures)
+    assert set(again.arrays) == set(result.arrays)
+    assert all(np.array_equal(again.arrays[key], array) for key, array in result.arrays.items())
 
 
 @pytest.mark.parametrize("name", NAMES)

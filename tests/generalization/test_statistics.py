@@ -8,6 +8,8 @@ from spectral_run.generalization.base import derived_seed
 from spectral_run.generalization.statistics import (
     Z95,
     bootstrap_mean,
+    bootstrap_pooled,
+    bootstrap_pooled_ratio,
     bootstrap_ratio,
     mean_with_ci,
     normal_interval,
@@ -87,6 +89,40 @@ def test_bootstrap_degenerate_samples():
     metric = bootstrap_ratio(ones, one_right, paired=False, seed=0)
     assert metric.value == 4
     assert metric.ci_low <= 4 <= metric.ci_high < math.inf
+
+
+def test_pooled_means_are_of_things_and_their_spread_of_examples():
+    rng = np.random.default_rng(4)
+    skill = rng.random(1500)
+    counts = rng.integers(0, 3, 1500)
+    sums = rng.binomial(counts, skill)  # the things of an example are alike
+    metric = bootstrap_pooled(sums, counts, seed=0)
+    value = sums.sum() / counts.sum()
+    half = Z95 * math.sqrt(np.var((sums - value * counts) / counts.mean()) / 1500)
+    assert (metric.value, metric.n) == (pytest.approx(value), counts.sum())
+    np.testing.assert_allclose([metric.ci_low, metric.ci_high], [value - half, value + half], atol=0.1 * half)
+    plain = rng.random(1500) < 0.5 + 0.5 * skill
+    metric = bootstrap_pooled_ratio(sums, counts, plain, seed=0)
+    q = plain.mean()
+    half = Z95 * math.sqrt(np.var((sums - value * counts) / counts.mean() / q - plain * value / q**2) / 1500)
+    assert (metric.value, metric.n) == (pytest.approx(value / q - 1), counts.sum())
+    ends = [value / q - 1 - half, value / q - 1 + half]
+    np.testing.assert_allclose([metric.ci_low, metric.ci_high], ends, atol=0.1 * half)
+
+
+def test_pooled_means_with_one_of_each_are_plain_ones():
+    values, plain, ones = flags(30, 100), flags(60, 100), np.ones(100)
+    assert bootstrap_pooled(values, ones, seed=0) == bootstrap_mean(values, seed=0)
+    assert bootstrap_pooled_ratio(values, ones, plain, seed=0) == bootstrap_ratio(values, plain, paired=True, seed=0)
+
+
+def test_nothing_to_pool_has_no_mean():
+    zeros, ones = np.zeros(5), np.ones(5)
+    assert bootstrap_pooled(zeros, zeros, seed=0) is None
+    assert bootstrap_pooled_ratio(zeros, zeros, ones, seed=0) is None
+    assert bootstrap_pooled_ratio(ones, ones, zeros, seed=0) is None
+    metric = bootstrap_pooled(np.array([1, 0, 0, 0, 0]), np.array([1, 0, 0, 0, 0]), seed=0)  # a third have none
+    assert (metric.value, metric.ci_low, metric.ci_high, metric.n) == (1, 1, 1, 1)
 
 
 def test_bootstrap_depends_on_its_seed_only():

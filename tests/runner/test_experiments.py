@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from PIL import Image
 
+from spectral_run.models.densenet import DenseNet
 from spectral_run.runner.help import describe
 from spectral_run.runner.parts import build_parts
 from spectral_run.runner.settings import settings_from
@@ -24,9 +28,15 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 ALONG = {
     ("model", "usps_cnn"): ["dataset=usps"],
     ("generalization", "transfer"): ["dataset=usps"],
+    ("generalization", "constructed"): ["dataset=usps"],
+    ("generalization", "usps"): ["dataset=usps"],
     ("generalization", "covariate_shift"): ["dataset=covtype"],
     ("generalization", "valley_probe"): ["optimizer=gadam"],
     ("optimizer", "asymmetric_valley"): ["training.epochs=250"],
+    ("model", "densenet121"): ["dataset=chest_xray"],
+    ("model", "densenet_small"): ["dataset=chest_xray_64"],
+    ("generalization", "chest_transfer"): ["dataset=chest_xray_64"],
+    ("generalization", "gradcam_overlap"): ["dataset=chest_xray_64"],
 }
 
 
@@ -44,10 +54,35 @@ def test_every_conf_file_says_in_a_line_what_it_is(path: Path) -> None:
     assert 10 < len(describe(path)) <= 130
 
 
+def chest(folder: Path) -> list[str]:
+    """24 patients of two X-rays each, one of them with findings; weights to start from; and what makes a run small."""
+    images = folder / "data" / "chestxray14" / "images"
+    images.mkdir(parents=True)
+    lines = ["Image Index,Finding Labels,Patient ID,View Position"]
+    generator = np.random.default_rng(0)
+    for patient in range(1, 25):
+        for number, findings in enumerate(("No Finding", "Effusion|Mass")):
+            name = f"{patient:08}_{number:03}.png"
+            Image.fromarray(generator.integers(256, size=(40, 40), dtype=np.uint8)).save(images / name)
+            lines.append(f"{name},{findings},{patient},PA")
+    (images.parent / "Data_Entry_2017_v2020.csv").write_text("\n".join(lines) + "\n")
+    small = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "densenet121.yaml"))
+    small |= OmegaConf.to_container(OmegaConf.load(CONF / "model" / "densenet_small.yaml"))
+    del small["defaults"], small["_target_"]
+    torch.save(DenseNet(input_shape=(3, 32, 32), classes=14, **small).state_dict(), folder / "chexnet.pt")
+    return [f"data_root={folder / 'data'}", "model=densenet_small", "dataset.resize=32", "dataset.crop=32"]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_runs_for_a_step(command, name: str) -> None:
+def test_every_experiment_runs_for_a_step(command, tmp_path: Path, name: str) -> None:
     stored = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
     override = next((d["override /dataset"] for d in stored.defaults if "override /dataset" in d), "digits")
+    if override.startswith("chest_xray"):
+        more = chest(tmp_path) + (["init_from=chexnet.pt"] if "init_from" in stored else [])
+        ran = command(f"experiment={name}", *more, "training.max_steps=1", "curvature.cap=2", "seed=0")
+        assert ran.code == 0, ran.err
+        assert list(ran.folder.rglob("table.md"))
+        return
     if override not in ("digits", "synthetic") and "SPECTRAL_DATA" not in os.environ:
         pytest.skip("SPECTRAL_DATA is not set")
     ran = command(f"experiment={name}", "training.max_steps=1", "curvature.cap=2", "seed=0")
