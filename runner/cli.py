@@ -99,6 +99,7 @@ def task(config: Any) -> Any:
     from hydra.types import RunMode
 
     from spectral_run.runner.console import log, set_up_log
+    from spectral_run.runner.outcome import Outcome
     from spectral_run.runner.processes import join, launch
     from spectral_run.runner.settings import ConfigurationError, settings_from
 
@@ -112,7 +113,7 @@ def task(config: Any) -> Any:
         settings = settings_from(config)
         if several:
             _refuse_with_several(settings.run_dir, hydra_config.runtime.choices)
-        from spectral_run.runner.run import Outcome, execute  # torch, once the settings are in order
+        from spectral_run.runner.run import execute  # torch, once the settings are in order
 
         if settings.run_dir is not None:
             from spectral_run.runner.revisit import revisit
@@ -130,8 +131,6 @@ def task(config: Any) -> Any:
             metric = settings.optimized_metric
             return join().from_first(lambda: Optimized.of(outcome, metric))
     except ConfigurationError as error:
-        from spectral_run.runner.run import Outcome
-
         _complain(str(error))
         return Outcome(2, "invalid")
     return outcome

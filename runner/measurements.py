@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,40 @@ import numpy as np
 import torch
 
 from spectral_run.datasets.base import Data, DataHome
-from spectral_run.generalization.base import TestResult, TrainedNetwork
+from spectral_run.generalization.base import Comparison, TestResult, TrainedNetwork
 from spectral_run.runner.evaluate import outputs, predict
 from spectral_run.runner.files import write_whole
 from spectral_run.runner.parts import Parts
 
 log = logging.getLogger("spectral_run")
+
+
+def unanswered(parts: Parts, result: Mapping[str, Any], folder: Path) -> list[str]:
+    """Those of ``parts.tests`` that the result does not have, taken with the same settings."""
+    return [name for name in parts.tests if not _answered(name, parts, result, folder)]
+
+
+def _answered(name: str, parts: Parts, result: Mapping[str, Any], folder: Path) -> bool:
+    earlier = (result.get("measured") or {}).get(name) or {}
+    there = not isinstance(parts.tests[name], Comparison) or arrays_path(folder, name).is_file()
+    return there and all(earlier.get(key) == value for key, value in _how(name, parts).items())
+
+
+def _how(name: str, parts: Parts) -> dict[str, Any]:
+    """All that decides a test's numbers besides the run itself."""
+    settings = parts.settings
+    how = {"config": settings.generalization[name], "curvature": vars(settings.curvature)}
+    return copy.deepcopy(how) | {"device": str(parts.device), "backend": parts.backend.name}
+
+
+def ask(name: str, parts: Parts, data: Data, home: DataHome, folder: Path, result: dict[str, Any]) -> float:
+    """Take one of ``parts.tests`` and note in ``result["measured"]`` how and when; gives the seconds."""
+    began = time.perf_counter()
+    take(name, parts, data, home, folder, result)
+    seconds = time.perf_counter() - began
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    result.setdefault("measured", {})[name] = _how(name, parts) | {"finished": finished, "seconds": seconds}
+    return seconds
 
 
 def take(name: str, parts: Parts, data: Data, home: DataHome, folder: Path, result: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from spectral_run.curvature.parallel import ParallelProblem, Processes, average_
 from spectral_run.curvature.problem import BatchProblem
 from spectral_run.curvature.solver import EigenResult, EigenSolver
 from spectral_run.curvature.solvers import solver
-from spectral_run.datasets.base import Data, Dataset, Split
+from spectral_run.datasets.base import Data, DataHome, Dataset, Split, check_data
 from spectral_run.generalization.base import Measurement
 from spectral_run.models.base import Origin
 from spectral_run.optimizers.base import Averaging
@@ -63,6 +63,15 @@ class Parts:
     def model(self) -> nn.Module:
         """The network."""
         return self.objective.model
+
+    def load(self, home: DataHome) -> Data:
+        """The run's data on its device; those of its tests are there too."""
+        self.dataset.prepare(home)
+        for test in self.tests.values():
+            test.prepare(self.dataset, home)
+        data = self.dataset.load(home)
+        check_data(data, self.dataset)
+        return data.to(self.device, self.dtype)
 
     def problem(self, inputs: Tensor, targets: Tensor) -> BatchProblem:
         """The batch problem of these rows, which several processes share."""

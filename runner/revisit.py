@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import glob
 import logging
-import pickle
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from spectral_run.datasets.base import DataHome
 from spectral_run.generalization.base import Comparison
 from spectral_run.reports.collect import read_results
-from spectral_run.runner import compared, measurements
-from spectral_run.runner.parts import Parts, build_parts, with_data
-from spectral_run.runner.record import RunBusyError, RunFolder, log_to, stop_log
-from spectral_run.runner.run import Outcome, describe, load_data, set_up_torch
+from spectral_run.runner import compared
+from spectral_run.runner.again import measure_again
+from spectral_run.runner.outcome import Outcome, describe
+from spectral_run.runner.parts import Parts, build_parts
+from spectral_run.runner.record import RunFolder
+from spectral_run.runner.run import set_up_torch
 from spectral_run.runner.settings import ConfigurationError, Settings, settings_from
 
 log = logging.getLogger("spectral_run")
@@ -67,10 +65,11 @@ def revisit(asked: Settings, overrides: list[str]) -> Outcome:
         log.info("valid: %s can be measured (%s)", what, ", ".join(first.tests))
         return Outcome(0, "valid")
     if len(visits) == 1:
-        return _take(visits[0], first)
+        return measure_again(first, visits[0].folder)
     outcomes = []
     for number, visit in enumerate(visits, 1):
-        outcomes.append(_take(visit, first if number == 1 else None, f"[{number}/{len(visits)}] "))
+        parts = first if number == 1 else build_parts(visit.settings)
+        outcomes.append(measure_again(parts, visit.folder, f"[{number}/{len(visits)}] "))
     measured = [visit.path for visit, outcome in zip(visits, outcomes, strict=True) if outcome.code == 0]
     code = max(outcome.code for outcome in outcomes)
     home = DataHome(Path(asked.data_root), asked.download)
@@ -194,81 +193,6 @@ def _refuse_unlike(visits: Sequence[_Visit], comparisons: dict[str, Comparison])
             raise ConfigurationError(
                 f"run_dir: {', '.join(comparisons)} compares runs on the same data, got {one} and {other}."
             )
-
-
-def _take(visit: _Visit, parts: Parts | None, where: str = "") -> Outcome:
-    """All tests on one run, which is finished and stays so, whatever comes of this."""
-    path = visit.path
-    try:
-        visit.folder.lock()
-    except RunBusyError as error:
-        log.error("%s", error)
-        return Outcome(1, "busy", str(path))
-    handler = log_to(path / "run.log")
-    try:
-        _measure(parts or build_parts(visit.settings), visit, where)
-    except Exception as error:  # whatever it is, the other runs go on
-        log.error("%s", describe(error))
-        log.debug("", exc_info=error)
-        return Outcome(1, "failed", str(path))
-    finally:
-        stop_log(handler)
-        visit.folder.close()
-    return Outcome(0, "done", str(path))
-
-
-def _measure(parts: Parts, visit: _Visit, where: str) -> None:
-    settings, folder = parts.settings, visit.folder
-    result = folder.result() or visit.result  # another process may have added to it before the lock
-    home = DataHome(Path(settings.data_root), settings.download)
-    data = load_data(parts, home)
-    if data.sha256 != result["data"]["sha256"]:
-        raise ValueError(
-            f"{folder.path} was trained on data with sha256 {result['data']['sha256'][:12]}, "
-            f"now it is {data.sha256[:12]}; bring the old files back."
-        )
-    parts, _ = with_data(parts, data)
-    parts.model.load_state_dict(_weights(folder.path / "model.pt", parts.device))
-    parts.model.eval()
-    log.info("%smeasuring %s, backend %s", where, folder.path, parts.backend.name)
-    for name, test in parts.tests.items():
-        how = {"config": settings.generalization[name], "curvature": vars(settings.curvature)}
-        how |= {"device": str(parts.device), "backend": parts.backend.name}
-        earlier = _earlier(name, result)
-        there = not isinstance(test, Comparison) or measurements.arrays_path(folder.path, name).is_file()
-        if there and all(earlier.get(key) == value for key, value in how.items()) and not settings.rerun:
-            log.info("%s: measured before, %s (rerun=true repeats it)", name, earlier["finished"])
-            continue
-        began = time.perf_counter()
-        measurements.take(name, parts, data, home, folder.path, result)
-        seconds = time.perf_counter() - began
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        result.setdefault("measured", {})[name] = how | {"finished": finished, "seconds": seconds}
-        folder.write_result(result)
-        log.info("%s: %.1f s", name, seconds)
-
-
-def _weights(path: Path, device: torch.device) -> dict[str, Any]:
-    try:
-        weights: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # torch's words for a file that is cut off
-        raise ValueError(f"{path} is damaged and can't be read.") from error
-    return weights
-
-
-def _earlier(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """How the test was measured before: when it was asked for later, or else at the end of training."""
-    later: dict[str, Any] = (result.get("measured") or {}).get(name) or {}
-    if later or name not in (result.get("generalization") or {}):
-        return later
-    config = result.get("config") or {}
-    return {
-        "config": (config.get("generalization") or {}).get(name),
-        "curvature": config.get("curvature"),
-        "device": result.get("device"),
-        "backend": (result.get("backend") or {}).get("name"),
-        "finished": result.get("finished"),
-    }
 
 
 def _compare(name: str, test: Comparison, folders: list[Path], asked: Settings, home: DataHome) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,16 @@ import torch
 from omegaconf import OmegaConf
 
 from spectral_run.curvature.solver import EigenResult
-from spectral_run.datasets.base import Data, DataHome, check_data
+from spectral_run.datasets.base import Data, DataHome
 from spectral_run.models.base import Origin
 from spectral_run.optimizers.base import Averaging
 from spectral_run.runner import checkpoint, initial, measurements, seeding
+from spectral_run.runner.again import measure_again
 from spectral_run.runner.console import epoch_report
 from spectral_run.runner.evaluate import evaluate
 from spectral_run.runner.labels import each_area, frequent_outputs
 from spectral_run.runner.loop import DivergedError, Loop
+from spectral_run.runner.outcome import Outcome, describe
 from spectral_run.runner.parts import Parts, build_parts, remarks, with_data
 from spectral_run.runner.processes import Ranks, abandon, join
 from spectral_run.runner.record import RESULT_SCHEMA, RunBusyError, RunFolder, log_to, stop_log
@@ -31,16 +31,6 @@ from spectral_run.runner.settings import Settings
 from spectral_run.trackers.base import RunInfo, Tracker
 
 log = logging.getLogger("spectral_run")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. ``code`` is the command's: 0 done, 1 failed, 2 bad configuration."""
-
-    code: int
-    status: str  # done, failed, diverged, busy, valid, invalid
-    folder: str | None = None
-    skipped: bool = False
 
 
 def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False) -> Outcome:
@@ -57,7 +47,7 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
     if settings.validate:
         log.info("valid: %s (%d parameters)", folder.label, parts.objective.n)
         return Outcome(0, "valid")
-    outcome = ranks.from_first(lambda: _enter(folder, settings))
+    outcome = ranks.from_first(lambda: _enter(folder, parts))
     if outcome is not None:
         return outcome
     try:
@@ -71,10 +61,10 @@ def execute(settings: Settings, choices: Mapping[str, str], *, bar: bool = False
         folder.close()
 
 
-def _enter(folder: RunFolder, settings: Settings) -> Outcome | None:
-    """Take the run's folder; or how the run ends, where there is nothing to do in it."""
-    if skipped := _finished_before(folder, settings):
-        return skipped
+def _enter(folder: RunFolder, parts: Parts) -> Outcome | None:
+    """Take the run's folder; or how the run ends, where there is nothing to train in it."""
+    if finished := _finished_before(folder, parts):
+        return finished
     try:
         folder.open()
     except RunBusyError as error:
@@ -84,9 +74,10 @@ def _enter(folder: RunFolder, settings: Settings) -> Outcome | None:
         log.error("%s can't be written: %s", folder.path, describe(error))
         folder.close()
         return Outcome(1, "failed", str(folder.path))
-    if skipped := _finished_before(folder, settings):  # by a process that held the lock until now
+    if _trained(folder, parts.settings):  # by a process that held the lock until now
         folder.close()
-    return skipped
+        return _finished_before(folder, parts)
+    return None
 
 
 def set_up_torch(settings: Settings) -> None:
@@ -96,11 +87,20 @@ def set_up_torch(settings: Settings) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _finished_before(folder: RunFolder, settings: Settings) -> Outcome | None:
+def _trained(folder: RunFolder, settings: Settings) -> dict[str, Any] | None:
+    """The result of an earlier run that ended, well or not."""
     earlier = None if settings.rerun else folder.result()
-    if earlier is None or earlier.get("status") not in ("done", "diverged"):
+    return earlier if earlier is not None and earlier.get("status") in ("done", "diverged") else None
+
+
+def _finished_before(folder: RunFolder, parts: Parts) -> Outcome | None:
+    """A run that was trained is skipped, and only asked what it was not asked then."""
+    earlier = _trained(folder, parts.settings)
+    if earlier is None:
         return None
     status = str(earlier["status"])
+    if status == "done" and measurements.unanswered(parts, earlier, folder.path):
+        return measure_again(parts, folder)
     log.info("skipped, finished before (%s): %s", status, folder.path)
     return Outcome(0 if status == "done" else 1, status, str(folder.path), skipped=True)
 
@@ -155,7 +155,7 @@ def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], 
     settings = parts.settings
     home = DataHome(Path(settings.data_root), settings.download)
     with ranks.together():
-        data = load_data(parts, home)
+        data = parts.load(home)
         parts, labels = with_data(parts, data)
     notices = [*data.notices, *labels.notices]
     for notice in notices:
@@ -191,7 +191,7 @@ def _run(parts: Parts, folder: RunFolder, ranks: Ranks, result: dict[str, Any], 
         with ranks.together(), loop.clock.phase("evaluation"):
             if ranks.first:  # the others wait
                 for name in parts.tests:
-                    measurements.take(name, parts, data, home, folder.path, result)
+                    measurements.ask(name, parts, data, home, folder.path, result)
         result["train"] = _cost(loop) | train
     finally:
         loop.close()
@@ -211,16 +211,6 @@ def _first_weights(parts: Parts, ranks: Ranks, state: dict[str, Any] | None) -> 
     if origin.path is not None:
         log.info("first weights: %s (%s)", origin.path, origin.kind)
     return dict(origin.record)
-
-
-def load_data(parts: Parts, home: DataHome) -> Data:
-    """The run's data on its device; those of its tests are there too."""
-    parts.dataset.prepare(home)
-    for test in parts.tests.values():
-        test.prepare(parts.dataset, home)
-    data = parts.dataset.load(home)
-    check_data(data, parts.dataset)
-    return data.to(parts.device, parts.dtype)
 
 
 def _measure(parts: Parts, data: Data, loop: Loop, folder: RunFolder, result: dict[str, Any]) -> dict[str, float]:
@@ -339,17 +329,3 @@ def _resumable(folder: RunFolder, parts: Parts, data: Data) -> dict[str, Any] | 
             log.warning("%s is shorter than its checkpoint says; starting over", path)
             return None
     return state
-
-
-def describe(error: BaseException) -> str:
-    """An error as one line: the system's own words for a full disk or a folder that can't be written."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; make room, and the same command goes on from the last checkpoint" if full else ""
-        return f"{error.strerror}{where}{advice}"
-    if isinstance(error, RuntimeError) and "iostream error" in str(error):
-        return f"writing failed: {error}"
-    if isinstance(error, ValueError | OSError):  # ours, written to be read
-        return str(error)
-    return f"{type(error).__name__}: {error}"

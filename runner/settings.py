@@ -15,10 +15,11 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from spectral_run.optimizers.schedules import SCHEDULES
 
-# What decides no number of a run: left out of its hash, so that moving a folder does not repeat the work.
+# What decides no number of the network: left out of its hash, so that moving a folder, or asking a finished run
+# one test more, does not repeat the training. (The seed does decide; it has a folder of its own.)
 _IRRELEVANT = (
-    "name", "seed", "data_root", "download", "results_dir", "run_dir", "validate", "rerun", "optimized_metric",
-    "tracker",
+    "generalization", "name", "seed", "data_root", "download", "results_dir", "run_dir", "validate", "rerun",
+    "optimized_metric", "tracker",
 )  # fmt: skip
 
 
@@ -136,7 +137,7 @@ class Settings:
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """What decides the run's numbers, seed apart."""
+        """What decides the network and rho, seed apart."""
         plain = OmegaConf.to_container(OmegaConf.structured(self))
         assert isinstance(plain, dict)
         del plain["training"]["checkpoint_minutes"]

@@ -201,7 +201,7 @@ def test_the_checkpoint_is_chosen_on_validation(quick) -> None:
 def test_a_sweeper_gets_the_number_it_asked_for() -> None:
     import pickle
 
-    from spectral_run.runner.run import Outcome
+    from spectral_run.runner.outcome import Outcome
     from spectral_run.runner.sweep import Optimized
 
     nothing = Optimized.of(Outcome(1, "failed"), "test.accuracy")

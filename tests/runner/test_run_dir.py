@@ -60,13 +60,40 @@ def test_the_same_question_is_not_asked_twice(command, finished: Path) -> None:
 def test_in_a_run_and_afterwards_the_same_numbers(command, quick, finished: Path) -> None:
     command(f"run_dir={finished}", *SURFACE)
     later = json.loads((finished / "result.json").read_text())["generalization"]["loss_surface"]
-    ran = quick("regularizer=none", *SURFACE)
+    ran = quick("regularizer=none", *SURFACE, "results_dir=elsewhere")
     assert ran.code == 0, ran.err
     (other,) = [path for path in ran.results() if path.parent != finished]
     at_once = json.loads(other.read_text())["generalization"]["loss_surface"]
     for name, metric in later.items():
         assert metric["value"] == pytest.approx(at_once[name]["value"], rel=1e-5)
     assert (other.parent / "loss_surface_plane.pdf").exists()
+
+
+def test_the_run_s_own_command_with_one_test_more_trains_nothing(quick, finished: Path) -> None:
+    before = json.loads((finished / "result.json").read_text())
+    kept = {name: (finished / name).read_bytes() for name in ("model.pt", "metrics.jsonl", "timing.jsonl")}
+    ran = quick("regularizer=none", *SURFACE)
+    assert (ran.code, len(ran.results())) == (0, 1)
+    assert f"measuring {finished.relative_to(ran.folder)}" in ran.out
+    assert "epoch" not in ran.out
+    assert "loss surface test rise" in ran.out
+    result = json.loads((finished / "result.json").read_text())
+    assert result["config_hash"] == before["config_hash"]
+    assert set(result["generalization"]) == {"loss_surface"}
+    assert kept == {name: (finished / name).read_bytes() for name in kept}
+    assert "skipped, finished before" in quick("regularizer=none", *SURFACE).out
+    assert "skipped, finished before" in quick("regularizer=none").out  # asked less, it keeps what it has
+    again = quick("regularizer=none", *SURFACE, "generalization.loss_surface.radius=0.1")
+    assert "measuring" in again.out
+    assert "skipped" in quick("regularizer=none", *SURFACE, "generalization.loss_surface.radius=0.1").out
+
+
+def test_a_damaged_finished_run_is_named_and_fails(quick, finished: Path) -> None:
+    (finished / "model.pt").write_bytes(b"cut off")
+    before = (finished / "result.json").read_bytes()
+    ran = quick("regularizer=none", *SURFACE)
+    assert (ran.code, "model.pt is damaged and can't be read" in ran.out + ran.err) == (1, True)
+    assert (finished / "result.json").read_bytes() == before
 
 
 def test_several_runs_and_tests_at_once(command, finished: Path) -> None:
