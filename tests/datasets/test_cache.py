@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,38 @@ def test_two_processes_at_once(folder: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(_fill, range(4)) == [True] * 4
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"key{round_}.npz" for round_ in range(50))
+
+
+def _append(path: Path) -> Arrays:
+    with path.open("a") as file:
+        file.write("made\n")
+    time.sleep(0.5)
+    return ARRAYS
+
+
+def _make_once(path: Path) -> bool:
+    return same(cached("key", lambda: _append(path), once=True))
+
+
+def test_once_is_made_by_one_process_while_the_others_wait(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.map(_make_once, [log] * 2, chunksize=1) == [True] * 2
+    assert log.read_text() == "made\n"
+    assert sorted(path.name for path in folder.iterdir()) == [".key.lock", "key.npz"]
+
+
+def test_once_where_making_fails_frees_the_lock() -> None:
+    with pytest.raises(AssertionError, match="made again"):
+        cached("key", must_not_run, once=True)
+    assert same(cached("key", lambda: ARRAYS, once=True))
+    assert same(cached("key", must_not_run, once=True))
+
+
+def test_once_without_a_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert same(cached("key", lambda: ARRAYS, once=True))
 
 
 def test_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
