@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spectral_run.curvature.backends import Backend
 from spectral_run.curvature.full_data import FullDataProblem
-from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.objective import Objective, evaluating
 from spectral_run.curvature.parallel import Processes
 from spectral_run.curvature.rows import Rows
 from spectral_run.curvature.solver import EigenResult, EigenSolver
@@ -29,14 +29,10 @@ def measure_rho(
     In evaluation mode: with BatchNorm's running statistics and without dropout the loss is a sum over rows.
     The network is left as it was. Cost: per product one pass over the rows, which several processes share.
     """
-    model, training = objective.model, objective.model.training
-    model.eval()
-    try:
+    with evaluating(objective.model):
         problem = FullDataProblem(
             objective, inputs, targets, backend=backend, batch_size=batch_size, processes=processes
         )
         like = objective.parameters[0]
         start = torch.randn(problem.n, generator=generator, dtype=like.dtype).to(like.device)
         return problem.eigenpair(solver, start)
-    finally:
-        model.train(training)

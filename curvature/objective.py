@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -53,6 +53,18 @@ class Objective:
         parameters = self.parameters
         pieces = torch.split(flat, [p.numel() for p in parameters])
         return tuple(piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def flatten(pieces: Sequence[Tensor]) -> Float[Tensor, " n"]:

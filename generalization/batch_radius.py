@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from spectral_run.curvature.objective import evaluating
 from spectral_run.curvature.solvers import SolverName, solver
 from spectral_run.datasets.base import Data, DataHome, Dataset
 from spectral_run.generalization.base import (
@@ -62,13 +63,8 @@ class BatchRadius(Measurement):
 
     def measure(self, network: TrainedNetwork, data: Data, home: DataHome) -> TestResult:
         """Every batch's rho; sizes larger than the training set are left out and named."""
-        model = network.objective.model
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(network.objective.model):
             return self._measure(network, data)
-        finally:
-            model.train(training)
 
     def _measure(self, network: TrainedNetwork, data: Data) -> TestResult:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "batch_radius", data.name))

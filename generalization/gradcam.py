@@ -21,6 +21,8 @@ from captum.attr import LayerAttribution, LayerGradCam
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from spectral_run.curvature.objective import evaluating
+
 _ONES: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1).astype(np.uint16)  # bits of a byte
 
 
@@ -37,7 +39,7 @@ def feature_layers(model: nn.Module, example: Float[Tensor, "rows channels heigh
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
-        with _evaluating(model), torch.no_grad():
+        with _frozen(model), torch.no_grad():
             model(example)
     finally:
         for hook in hooks:
@@ -67,7 +69,7 @@ def heat_maps(
     module = model.get_submodule(layer)
     cam = LayerGradCam(model, module)
     rows, count = len(images), len(outputs)
-    with _evaluating(model):
+    with _frozen(model):
         if found[-1] == layer and found.count(layer) == 1:
             # What follows the layer gets every row once per output, so that one pass through the rest is enough.
             repeat = module.register_forward_hook(lambda module, inputs, y: y.repeat_interleave(count, 0))
@@ -83,20 +85,17 @@ def heat_maps(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no graph below the layer that gradients are taken at."""
-    training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 def top_pixels(maps: Float[np.ndarray, "*maps height width"], share: float) -> Bool[np.ndarray, "*maps pixels"]:

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from spectral_run.curvature.deflation import eigenpairs
 from spectral_run.curvature.full_data import FullDataProblem
-from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.objective import Objective, evaluating
 from spectral_run.curvature.rows import pieces
 from spectral_run.curvature.solver import EigenPairs, EigenSolver
 from spectral_run.curvature.solvers import solver
@@ -82,9 +82,7 @@ class LossSurface(Measurement):
     def measure(self, network: TrainedNetwork, data: Data, home: DataHome) -> TestResult:
         """Find the eigenvectors, then walk along them."""
         objective = network.objective
-        training = objective.model.training
-        objective.model.eval()
-        try:
+        with evaluating(objective.model):
             problem = FullDataProblem(
                 objective,
                 data.train.inputs,
@@ -103,8 +101,6 @@ class LossSurface(Measurement):
                 tables["plane"] = self._plane(surface, pairs.vectors)
                 figures["plane"] = plane_figure(tables["plane"], values)
             metrics = self._ends(surface, pairs.vectors[0])
-        finally:
-            objective.model.train(training)
         details = {
             "eigenvalues": values,
             "residuals": pairs.residuals.tolist(),

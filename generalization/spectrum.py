@@ -18,6 +18,7 @@ from typing import final
 import pandas as pd
 import torch
 
+from spectral_run.curvature.objective import evaluating
 from spectral_run.curvature.operators.operators import KINDS, curvature_operator
 from spectral_run.curvature.spectrum.density import Ritz, SpectralDensity, spectral_density
 from spectral_run.curvature.spectrum.estimates import Estimate, Moments, moments
@@ -74,13 +75,8 @@ class Spectrum(Measurement):
 
     def measure(self, network: TrainedNetwork, data: Data, home: DataHome) -> TestResult:
         """One operator after another."""
-        model = network.objective.model
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(network.objective.model):
             found = {kind: self._one(kind, network, data) for kind in self.operators}
-        finally:
-            model.train(training)
         metrics: dict[str, Metric] = {}
         for kind, (density, estimated, _) in found.items():
             metrics |= {f"{kind}_{name}": metric for name, metric in _metrics(kind, density, estimated).items()}

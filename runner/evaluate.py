@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spectral_run.curvature.objective import Objective
+from spectral_run.curvature.objective import Objective, evaluating
 from spectral_run.curvature.parallel import Processes
 from spectral_run.curvature.rows import Rows, pieces
 from spectral_run.datasets.base import Dataset, Split
@@ -47,21 +47,16 @@ def rows_at_once(inputs: Rows) -> int:
 
 def outputs(model: nn.Module, inputs: Rows, processes: Processes | None = None) -> Tensor:
     """The network's outputs for all rows; several processes each compute a piece, and have the whole."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            size = rows_at_once(inputs)
-            if processes is None:
-                return torch.cat([model(part) for part in pieces(inputs, size)])
-            rows = processes.rows(len(inputs))
-            held = rows if rows.stop > rows.start else slice(0, 1)
-            own = torch.cat([model(part) for part in pieces(inputs, size, held)])
-            whole = own.new_zeros(len(inputs), *own.shape[1:])
-            whole[rows] = own[: rows.stop - rows.start]
-            return processes.sum(whole)[0]
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model):
+        size = rows_at_once(inputs)
+        if processes is None:
+            return torch.cat([model(part) for part in pieces(inputs, size)])
+        rows = processes.rows(len(inputs))
+        held = rows if rows.stop > rows.start else slice(0, 1)
+        own = torch.cat([model(part) for part in pieces(inputs, size, held)])
+        whole = own.new_zeros(len(inputs), *own.shape[1:])
+        whole[rows] = own[: rows.stop - rows.start]
+        return processes.sum(whole)[0]
 
 
 def predict(model: nn.Module, inputs: Rows) -> Tensor:
