@@ -28,6 +28,9 @@ def main() -> None:
 
 def command(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
+    from spectral_run.runner.report import asks_for_report, report_command
+    from spectral_run.runner.settings import ConfigurationError
+
     if any(argument in ("--help", "-h") for argument in arguments):
         from spectral_run.runner.help import help_text
 
@@ -38,6 +41,12 @@ def command(arguments: list[str]) -> int:
 
         print(f"spectral-run {__version__}")
         return 0
+    if asks_for_report(arguments):
+        try:
+            return report_command(arguments)
+        except ConfigurationError as error:
+            _complain(str(error))
+            return 2
     if any(argument.strip("'\"") in ("results_dir=", "results_dir=''", 'results_dir=""') for argument in arguments):
         _complain("results_dir needs a folder's path.")  # Hydra would make its folder at the root of the disk
         return 2
@@ -82,6 +91,9 @@ def _hydra() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         _complain(_plain(error))
         return 2
+    except sweep.NoDataError as error:
+        _complain(str(error))
+        return 1
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on from the last checkpoint.")
         return 1

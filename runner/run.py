@@ -225,6 +225,9 @@ def _measure(parts: Parts, data: Data, loop: Loop, folder: RunFolder, result: di
     parts.model.load_state_dict(loop.best["model"])
     if folder.writes:
         checkpoint.save_weights(folder.path / "model.pt", loop.best["model"])
+    result["parameters_squared_norm"] = sum(
+        float(w.detach().double().square().sum()) for w in parts.objective.parameters
+    )
     frequent = frequent_outputs(result["data"])
     with loop.clock.phase("evaluation"):
         train, result["val"], result["test"] = (

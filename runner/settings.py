@@ -19,7 +19,7 @@ from spectral_run.optimizers.schedules import SCHEDULES
 # one test more, does not repeat the training. (The seed does decide; it has a folder of its own.)
 _IRRELEVANT = (
     "generalization", "name", "seed", "data_root", "download", "results_dir", "run_dir", "validate", "rerun",
-    "optimized_metric", "tracker",
+    "optimized_metric", "tracker", "report",
 )  # fmt: skip
 
 
@@ -103,6 +103,7 @@ class Settings:
     results_dir: str = "results"
     validate: bool = False
     rerun: bool = False
+    report: str | None = None
     optimized_metric: str | None = None
     run_dir: Any = None  # a text or several
     init_from: str | None = None

@@ -17,6 +17,7 @@ KEYS = (
     "versions.torch",
     "train.epochs", "train.steps", "train.seconds", "train.products", "train.seconds_by_phase.gradient",
     "val.accuracy", "test.accuracy", "rho.value", "rho.residual", "rho.converged", "rho.products",
+    "parameters_squared_norm",
 )  # fmt: skip
 
 
@@ -78,6 +79,8 @@ def test_saved_weights_give_the_recorded_accuracy(quick) -> None:
     test = Digits().load(DataHome(Path("nowhere"))).test
     accuracy = (model(test.inputs).argmax(1) == test.targets).double().mean()
     assert float(accuracy) == ran.result()["test"]["accuracy"]
+    norm = sum(weights.detach().double().square().sum() for weights in model.parameters())
+    assert ran.result()["parameters_squared_norm"] == pytest.approx(float(norm), rel=1e-12)
 
 
 def test_same_seed_same_bytes_and_another_seed_not(quick) -> None:
@@ -116,7 +119,7 @@ def test_a_sweep_runs_all_skips_the_done_and_prints_one_table(quick) -> None:
     quick("seed=1", "name=s")
     ran = quick("--multirun", "name=s", "seed=0,1", "regularizer=none,spectral_radius")
     assert ran.code == 0
-    assert ran.out.count("skipped") == 1
+    assert ran.out.count("skipped, finished before") == 1
     assert len(ran.results()) == 4
     (sweep,) = (ran.folder / "results" / "s" / "sweeps").iterdir()
     assert {"table.csv", "table.md", "training_curves.png", "jobs.jsonl"} <= {path.name for path in sweep.iterdir()}

@@ -1,0 +1,275 @@
+"""Tables 2 to 5 of the paper from sweeps, ours beside the paper's.
+
+The paper trained one model of each; here a cell is the mean ± standard deviation over seeds.  Relative shift accuracy
+has two uncertainties: over the seeds, the ±, and over the shifts, the paper's, in brackets: the mean of the runs' own
+intervals.  All runs meet the same shifts, so this is the interval of one network, as the paper has it, and no narrower
+than that of the networks' average change.  The two are not added up: the first holds for another training, the second
+for other shifts.  In table 4 the standard error over batches is averaged the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+
+from spectral_run.reports.beside import Column, Line, beside, differences
+from spectral_run.reports.collect import number
+from spectral_run.reports.document import Document, TableOut, about
+from spectral_run.reports.paper_numbers import METHODS, by_method, numbers
+from spectral_run.reports.seeds import Model, Number, models
+
+if TYPE_CHECKING:
+    from spectral_run.reports.sweeps import Sweep
+
+REFERENCE: Final = "unregularized"
+BATCH: Final = "training.batch_size"
+PAPER_BATCH: Final = 128
+_Z95: Final = 1.959963984540054  # of the intervals in result.json
+_PENALTY: Final = re.compile(r"mu(?P<mu>[\d.e-]+)-K(?P<K>[\d.]+)")
+_BATCH_METHOD: Final = re.compile(r"-batch(\d+)$")
+READING: Final = (
+    "Here: mean ± standard deviation over seeds; with one run, its value and 95% interval. The paper printed one model "
+    "of each. Bold: better than every other row by paired 95% confidence intervals; no row where a tie is not excluded "
+    "or another row failed or is missing."
+)
+PAIRED: Final = (
+    "mean over the seeds that both have [95% confidence interval], by Student's t below 10 pairs and by BCa bootstrap "
+    "from 10 on"
+)
+
+
+def _at(*path: str, scale: float = 1.0) -> Number:
+    return lambda result: scale * number(result, *path)
+
+
+def _ends(*path: str, scale: float = 1.0) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
+    return lambda result: (scale * number(result, *path, "ci_low"), scale * number(result, *path, "ci_high"))
+
+
+def _not_converged(result: Mapping[str, Any]) -> str:
+    return "not converged" if (result.get("rho") or {}).get("converged") is False else ""
+
+
+RHO: Final = Column(
+    key="rho", title="rho", number=_at("rho", "value"), paper="rho", better=-1, flag=_not_converged
+)  # loss per squared parameter
+_SHIFT: Final = ("generalization", "covariate_shift", "relative_change")
+COVTYPE: Final = (
+    RHO,
+    Column(
+        key="test accuracy", title="test acc. (%)", number=_at("test", "accuracy", scale=100), paper="test_acc",
+        share=True, better=1, ends=_ends("test", scale=100),
+    ),
+    Column(
+        key="relative shift accuracy", title="relative shift acc. (%)", number=_at(*_SHIFT, "value", scale=100),
+        paper="shift_rel_mean", paper_ends=("shift_rel_lo", "shift_rel_hi"),
+        share=True, better=1, ends=_ends(*_SHIFT, scale=100), always=True,
+    ),
+)  # fmt: skip
+_USPS_TESTS: Final = (
+    ("at1", "AT 1", ("augmentation", "at1")),
+    ("at2", "AT 2", ("augmentation", "at2")),
+    ("mnist", "MNIST", ("transfer", "accuracy")),
+    ("gan1", "GAN1", ("gan1", "accuracy")),
+    ("gan2", "GAN2", ("gan2", "accuracy")),
+    ("const1", "Const1", ("constructed", "const1")),
+    ("const2", "Const2", ("constructed", "const2")),
+)
+USPS: Final = (
+    RHO,
+    Column(
+        key="test", title="test", number=_at("test", "accuracy", scale=100), paper="test",
+        share=True, better=1, ends=_ends("test", scale=100),
+    ),
+    *(
+        Column(
+            key=key, title=title, number=_at("generalization", *path, "value", scale=100), paper=key,
+            share=True, better=1, ends=_ends("generalization", *path, scale=100),
+        )
+        for key, title, path in _USPS_TESTS
+    ),
+)  # fmt: skip
+
+
+def table2(sweeps: Mapping[str, Sweep]) -> Document:
+    """Forest cover, every method."""
+    sweep = sweeps["table2"]
+    lines = method_lines(models(sweep), by_method("table2"))
+    caption = (
+        "Forest cover, every method. Relative shift accuracy: weighted over plain test accuracy, less 1, mean over "
+        "random shifts; ± over seeds; brackets: 95% interval over the shifts, as the paper's, mean of the runs' own."
+    )
+    parts = [beside("table2", caption, "model", lines, COVTYPE)]
+    reference = next((line for line in lines if _method(line) == REFERENCE), None)
+    parts += _differences("table2", "model", lines, COVTYPE, reference, "the unregularized network")
+    return _document("table2", "Table 2: forest cover", parts, sweep)
+
+
+def table3(sweeps: Mapping[str, Sweep]) -> Document:
+    """Forest cover, batch sizes."""
+    caption = (
+        "Forest cover, mu = 0.01, K = 0, by the batch size of training. Relative shift accuracy as in table 2: ± over "
+        "seeds; brackets: 95% interval over the shifts, mean of the runs' own."
+    )
+    return _batches("table3", "Table 3: batch size on forest cover", caption, sweeps["table3"], COVTYPE, "mu0.01-K0")
+
+
+def table5(sweeps: Mapping[str, Sweep]) -> Document:
+    """USPS, batch sizes."""
+    caption = "USPS, mu = 0.005, K = 0, by the batch size of training: rho, and accuracy on each test set in %."
+    return _batches(
+        "table5", "Table 5: batch size on USPS", caption, sweeps["table5"], USPS, "mu0.005-K0", stacked=True
+    )
+
+
+def table4(sweeps: Mapping[str, Sweep]) -> Document:
+    """Rho of one model by the batch size that it is measured with."""
+    sweep = sweeps["table4"]
+    parts: list[TableOut] = []
+    every = models(sweep)
+    for i, model in enumerate(every):
+        name, label = f"table4_{i + 1}" if i else "table4", f" ({method_label(model)})" if len(every) > 1 else ""
+        lines, columns = _measured(model)
+        caption = (
+            f"Forest cover, mu = 0.01, K = 0, batch 128{label}: rho as batches of each size see it, mean over batches; "
+            "± over seeds. Standard error: over batches, mean over seeds. The last row is of the full training set "
+            "(the paper's number there: its table 2)."
+        )
+        parts.append(beside(name, caption, "measuring batch size", lines, columns))
+        reference = next(line for line in lines if line.label == str(PAPER_BATCH))
+        parts += _differences(name, "measuring batch size", lines, columns[:1], reference, f"batches of {PAPER_BATCH}")
+    return _document("table4", "Table 4: rho by measuring batch size", parts, sweep)
+
+
+def method_lines(found: Sequence[Model], paper: pd.DataFrame) -> list[Line]:
+    """The paper's models in its order, ``not run`` where the sweep has none, then the sweep's others."""
+    rest = list(found)
+    lines = []
+    for method, row in paper.iterrows():
+        mine = next((model for model in rest if dict(model.overrides) == {"method": method}), None)
+        if mine is not None:
+            rest.remove(mine)
+        label = method_label(mine) if mine else _label(str(method))
+        lines.append(Line(label=label, model=mine, paper=_numbers(row.to_dict())))
+    return lines + [Line(label=method_label(model), model=model) for model in rest]
+
+
+def method_label(model: Model) -> str:
+    """The paper's word for a method, where it has one, and the other overrides."""
+    others = [f"{key}={value}" for key, value in model.overrides.items() if key != "method"]
+    return ", ".join([_label(model.overrides.get("method", "run")), *others])
+
+
+def batch_size(model: Model) -> int | None:
+    """Of training: by override, by the method's name, by the configuration of a result."""
+    for cell in model.cells.values():
+        found = _BATCH_METHOD.search(cell.overrides.get("method", ""))
+        said = cell.overrides.get(BATCH) or (found[1] if found else None)
+        said = said or (((cell.result or {}).get("config") or {}).get("training") or {}).get("batch_size")
+        if said is not None and str(said).isdigit():
+            return int(said)
+    return None
+
+
+def batch_lines(found: Sequence[Model], paper: pd.DataFrame, method: str) -> list[Line]:
+    """A row per batch size; the paper's numbers are those of ``method``, or of the only method there is."""
+    kinds = {id(model): _kind(model) for model in found}
+    several = len(set(kinds.values())) > 1
+    sizes = {id(model): batch_size(model) for model in found}
+    rest = sorted(found, key=lambda model: sizes[id(model)] or math.inf)
+    lines = []
+    for row in paper.to_dict("records"):
+        size = int(row["batch_size"])
+        fits = [m for m in rest if sizes[id(m)] == size and (not several or kinds[id(m)] == method)]
+        if fits:
+            rest.remove(fits[0])
+        lines.append(Line(label=str(size), model=fits[0] if fits else None, paper=_numbers(row)))
+    for model in rest:
+        size_text = str(sizes[id(model)] or "batch size unknown")
+        lines.append(Line(label=f"{size_text}, {kinds[id(model)]}" if several else size_text, model=model))
+    return lines
+
+
+def _kind(model: Model) -> str:
+    parts = {key: value for key, value in model.overrides.items() if key != BATCH}
+    method = _BATCH_METHOD.sub("", parts.pop("method", ""))
+    return ", ".join([method] * bool(method) + [f"{key}={value}" for key, value in parts.items()])
+
+
+def _batches(
+    name: str, title: str, caption: str, sweep: Sweep, columns: Sequence[Column], method: str, *, stacked: bool = False
+) -> Document:
+    head = "batch size"
+    lines = batch_lines(models(sweep), numbers(name), method)
+    parts = [beside(name, caption, head, lines, columns, stacked=stacked)]
+    reference = next((line for line in lines if line.label == str(PAPER_BATCH)), None)
+    parts += _differences(name, head, lines, columns, reference, f"batches of {PAPER_BATCH}")
+    return _document(name, title, parts, sweep)
+
+
+def _measured(model: Model) -> tuple[list[Line], list[Column]]:
+    """A row per measuring batch size: the same runs, each with results of which ``rho`` is that one."""
+    paper = {int(size): float(rho) for size, rho in numbers("table4").itertuples(index=False)}
+    key = re.compile(r"rho_(\d+)$")
+    tests = [(result.get("generalization") or {}).get("batch_radius") or {} for result in model.results.values()]
+    sizes = sorted({int(match[1]) for test in tests for metric in test if (match := key.match(metric))} | {*paper})
+    full = float(by_method("table2")["rho"].loc["mu0.01-K0"])
+    lines = [Line(label=str(s), model=_only(model, s), paper={"rho": paper[s]} if s in paper else {}) for s in sizes]
+    lines.append(Line(label="all rows", model=model, paper={"rho": full}))
+    columns = [
+        Column(key="rho", title="rho", number=_at("rho", "value"), paper="rho", flag=_not_converged),
+        Column(key="standard error", title="standard error", number=_at("rho", "standard_error")),
+        Column(key="batches", title="batches", number=_at("rho", "batches"), count=True),
+    ]
+    return lines, columns
+
+
+def _only(model: Model, size: int) -> Model:
+    cells = {}
+    for seed, cell in model.cells.items():
+        result = None
+        if cell.result is not None:
+            metric = ("generalization", "batch_radius", f"rho_{size}")
+            value, high = number(cell.result, *metric, "value"), number(cell.result, *metric, "ci_high")
+            stopped = number(cell.result, "generalization_details", "batch_radius", "not_converged", str(size))
+            rho = {"value": value, "standard_error": (high - value) / _Z95, "converged": not stopped > 0}
+            result = dict(cell.result) | {"rho": rho | {"batches": number(cell.result, *metric, "n")}}
+        cells[seed] = replace(cell, result=result)
+    return Model(model.overrides, cells)
+
+
+def _differences(
+    name: str, head: str, lines: Sequence[Line], columns: Sequence[Column], reference: Line | None, what: str
+) -> list[TableOut]:
+    if reference is None or reference.model is None:
+        return []
+    if not any(line.model is not None and line is not reference for line in lines):
+        return []
+    units = " (percentage points where a column is in %)" if any(column.share for column in columns) else ""
+    caption = f"Difference to {what}, seed by seed{units}: {PAIRED}. n/a: fewer than two pairs."
+    return [differences(f"{name}_differences", caption, head, lines, columns, reference)]
+
+
+def _document(name: str, title: str, parts: Sequence[TableOut], *sweeps: Sweep) -> Document:
+    return Document(name, title, (READING, *about(sweeps)), tuple(parts), tuple(sweeps))
+
+
+def _method(line: Line) -> str | None:
+    return line.model.overrides.get("method") if line.model else None
+
+
+def _label(method: str) -> str:
+    for theirs, ours in METHODS.items():
+        if method == ours:
+            return theirs
+    found = _PENALTY.fullmatch(method)
+    return f"mu = {found['mu']}, K = {found['K']}" if found else method
+
+
+def _numbers(row: Mapping[Any, Any]) -> dict[str, float]:
+    return {str(key): float(value) for key, value in row.items() if isinstance(value, int | float)}
