@@ -13,6 +13,7 @@ spectral-run: train networks whose loss Hessian has a small spectral radius, and
   spectral-run experiment=quickstart                       a stored sweep
   spectral-run run_dir=FOLDER generalization=[spectrum]    measure a finished run, without training
   spectral-run run_dir='results/**' generalization=usps    every finished run below a folder, in one table
+  spectral-run report=table2 scale=small                   a table of the paper again, from the runs that are there
   spectral-run ... --cfg job                               print the composed configuration
   spectral-run ... validate=true                           compose and check everything, run nothing
   spectral-run --config-dir mine model=net                 with your own conf files in mine/model/net.yaml
@@ -28,7 +29,7 @@ def help_text(folders: list[Path]) -> str:
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):
             group = path.parent.relative_to(folder).as_posix()
-            if group != ".":
+            if group != "." and not group.startswith("scale/"):  # what a scale does inside: nothing to choose
                 groups.setdefault(group, {})[path.stem] = describe(path)
     for group, choices in sorted(groups.items()):
         width = max(map(len, choices))
