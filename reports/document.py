@@ -23,7 +23,8 @@ from spectral_run.reports.sweeps import Sweep
 from spectral_run.runner.files import write_whole
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_NUMBER = re.compile(r"\s*$|n/a$|none$|[-–—]$|[\s(\[<>≤≥≈~+±−-]*\.?\d", re.IGNORECASE)
+_WORD = "n/a|none|not run|missing|diverged|failed"  # what stands in a column of numbers where there is none
+_NUMBER = re.compile(rf"\s*$|({_WORD})(/({_WORD}))*$|[-–—]$|[\s(\[<>≤≥≈~+±−-]*\.?\d", re.IGNORECASE)
 _MINUS = re.compile(r"(?<![\w)])-(?=\.?\d)")
 _LONG = 32  # characters from which on a column of a LaTeX table breaks its lines
 _LATEX = {

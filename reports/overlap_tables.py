@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from spectral_run.reports.beside import Column, Line, beside, differences
 from spectral_run.reports.collect import number
 from spectral_run.reports.document import Document, about
+from spectral_run.reports.paper_columns import RHO
 from spectral_run.reports.paper_numbers import CHEST, METHOD, by_method
-from spectral_run.reports.paper_tables import PAIRED, READING, RHO
+from spectral_run.reports.paper_tables import PAIRED, READING
 from spectral_run.reports.seeds import Model, models
 
 if TYPE_CHECKING:

@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
 from spectral_run.reports.beside import Column, Line, beside, differences
+from spectral_run.reports.clipped import with_clipped
 from spectral_run.reports.collect import number
 from spectral_run.reports.document import Document, TableOut, about
+from spectral_run.reports.paper_columns import COVTYPE, EVERY_COLUMN, USPS, at, not_converged
 from spectral_run.reports.paper_numbers import METHODS, by_method, numbers
-from spectral_run.reports.seeds import Model, Number, models
+from spectral_run.reports.seeds import Model, models
 
 if TYPE_CHECKING:
     from spectral_run.reports.sweeps import Sweep
 
 REFERENCE: Final = "unregularized"
+CLIP: Final = 1  # of conf/experiment/table*_clipped.yaml
+_CLIPPED: Final = f", its gradient clipped at {CLIP}"
 BATCH: Final = "training.batch_size"
 PAPER_BATCH: Final = 128
 _Z95: Final = 1.959963984540054  # of the intervals in result.json
@@ -38,112 +42,97 @@ READING: Final = (
     "or another row failed or is missing."
 )
 PAIRED: Final = (
-    "mean over the seeds that both have [95% confidence interval], by Student's t below 10 pairs and by BCa bootstrap "
-    "from 10 on"
+    "mean over the seeds that both have [95% confidence interval], by Student's t below 8 pairs and by the "
+    "bootstrap-t from 8 on"
 )
-
-
-def _at(*path: str, scale: float = 1.0) -> Number:
-    return lambda result: scale * number(result, *path)
-
-
-def _ends(*path: str, scale: float = 1.0) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
-    return lambda result: (scale * number(result, *path, "ci_low"), scale * number(result, *path, "ci_high"))
-
-
-def _not_converged(result: Mapping[str, Any]) -> str:
-    return "not converged" if (result.get("rho") or {}).get("converged") is False else ""
-
-
-RHO: Final = Column(
-    key="rho", title="rho", number=_at("rho", "value"), paper="rho", better=-1, flag=_not_converged
-)  # loss per squared parameter
-_SHIFT: Final = ("generalization", "covariate_shift", "relative_change")
-COVTYPE: Final = (
-    RHO,
-    Column(
-        key="test accuracy", title="test acc. (%)", number=_at("test", "accuracy", scale=100), paper="test_acc",
-        share=True, better=1, ends=_ends("test", scale=100),
-    ),
-    Column(
-        key="relative shift accuracy", title="relative shift acc. (%)", number=_at(*_SHIFT, "value", scale=100),
-        paper="shift_rel_mean", paper_ends=("shift_rel_lo", "shift_rel_hi"),
-        share=True, better=1, ends=_ends(*_SHIFT, scale=100), always=True,
-    ),
-)  # fmt: skip
-_USPS_TESTS: Final = (
-    ("at1", "AT 1", ("augmentation", "at1")),
-    ("at2", "AT 2", ("augmentation", "at2")),
-    ("mnist", "MNIST", ("transfer", "accuracy")),
-    ("gan1", "GAN1", ("gan1", "accuracy")),
-    ("gan2", "GAN2", ("gan2", "accuracy")),
-    ("const1", "Const1", ("constructed", "const1")),
-    ("const2", "Const2", ("constructed", "const2")),
-)
-USPS: Final = (
-    RHO,
-    Column(
-        key="test", title="test", number=_at("test", "accuracy", scale=100), paper="test",
-        share=True, better=1, ends=_ends("test", scale=100),
-    ),
-    *(
-        Column(
-            key=key, title=title, number=_at("generalization", *path, "value", scale=100), paper=key,
-            share=True, better=1, ends=_ends("generalization", *path, scale=100),
-        )
-        for key, title, path in _USPS_TESTS
-    ),
-)  # fmt: skip
 
 
 def table2(sweeps: Mapping[str, Sweep]) -> Document:
     """Forest cover, every method."""
-    sweep = sweeps["table2"]
+    return _methods("table2", "Table 2: forest cover", "Forest cover, every method.", sweeps["table2"])
+
+
+def table2_clipped(sweeps: Mapping[str, Sweep]) -> Document:
+    """Table 2, its penalties exchanged for clipped ones."""
+    return _methods(
+        "table2_clipped",
+        f"Table 2 with the penalty's gradient clipped at {CLIP}",
+        f"Forest cover, every method; the five penalties by power iteration with their gradient clipped at {CLIP}.",
+        with_clipped(sweeps["table2_clipped"], sweeps.get("table2")),
+        *(sweeps[name] for name in ("table2_clipped", "table2") if name in sweeps),
+    )
+
+
+def _methods(name: str, title: str, what: str, sweep: Sweep, *made_of: Sweep) -> Document:
     lines = method_lines(models(sweep), by_method("table2"))
     caption = (
-        "Forest cover, every method. Relative shift accuracy: weighted over plain test accuracy, less 1, mean over "
-        "random shifts; ± over seeds; brackets: 95% interval over the shifts, as the paper's, mean of the runs' own."
+        f"{what} Relative shift accuracy: weighted over plain test accuracy, less 1, mean over random shifts; ± over "
+        "seeds; brackets: 95% interval over the shifts, as the paper's, mean of the runs' own."
     )
-    parts = [beside("table2", caption, "model", lines, COVTYPE)]
+    parts = [beside(name, caption, "model", lines, COVTYPE)]
     reference = next((line for line in lines if _method(line) == REFERENCE), None)
-    parts += _differences("table2", "model", lines, COVTYPE, reference, "the unregularized network")
-    return _document("table2", "Table 2: forest cover", parts, sweep)
+    parts += _differences(name, "model", lines, COVTYPE, reference, "the unregularized network")
+    if any(line.values(EVERY_COLUMN[0]) for line in lines):
+        caption = (
+            "The same with every column shifted, the rare binary ones too: changes as large as the paper's. A column "
+            "with one test row carries most of the weight then; the second interval is for another test split."
+        )
+        parts.append(beside(f"{name}_every_column", caption, "model", lines, EVERY_COLUMN))
+    return _document(name, title, parts, *(made_of or (sweep,)))
 
 
 def table3(sweeps: Mapping[str, Sweep]) -> Document:
     """Forest cover, batch sizes."""
+    return _covtype_batches("table3", "Table 3: batch size on forest cover", "", sweeps["table3"])
+
+
+def table3_clipped(sweeps: Mapping[str, Sweep]) -> Document:
+    """Table 3 with a clipped penalty."""
+    title = f"Table 3 with the penalty's gradient clipped at {CLIP}"
+    return _covtype_batches("table3_clipped", title, _CLIPPED, sweeps["table3_clipped"])
+
+
+def _covtype_batches(name: str, title: str, clipped: str, sweep: Sweep) -> Document:
     caption = (
-        "Forest cover, mu = 0.01, K = 0, by the batch size of training. Relative shift accuracy as in table 2: ± over "
-        "seeds; brackets: 95% interval over the shifts, mean of the runs' own."
+        f"Forest cover, mu = 0.01, K = 0{clipped}, by the batch size of training. Relative shift accuracy as in table "
+        "2: ± over seeds; brackets: 95% interval over the shifts, mean of the runs' own."
     )
-    return _batches("table3", "Table 3: batch size on forest cover", caption, sweeps["table3"], COVTYPE, "mu0.01-K0")
+    return _batches(name, title, caption, sweep, numbers("table3"), COVTYPE, "mu0.01-K0")
 
 
 def table5(sweeps: Mapping[str, Sweep]) -> Document:
     """USPS, batch sizes."""
     caption = "USPS, mu = 0.005, K = 0, by the batch size of training: rho, and accuracy on each test set in %."
-    return _batches(
-        "table5", "Table 5: batch size on USPS", caption, sweeps["table5"], USPS, "mu0.005-K0", stacked=True
-    )
+    paper, title = numbers("table5"), "Table 5: batch size on USPS"
+    return _batches("table5", title, caption, sweeps["table5"], paper, USPS, "mu0.005-K0", stacked=True)
 
 
 def table4(sweeps: Mapping[str, Sweep]) -> Document:
     """Rho of one model by the batch size that it is measured with."""
-    sweep = sweeps["table4"]
+    return _measuring("table4", "Table 4: rho by measuring batch size", "", sweeps["table4"])
+
+
+def table4_clipped(sweeps: Mapping[str, Sweep]) -> Document:
+    """Table 4 of a model with a clipped penalty."""
+    title = f"Table 4 with the penalty's gradient clipped at {CLIP}"
+    return _measuring("table4_clipped", title, _CLIPPED, sweeps["table4_clipped"])
+
+
+def _measuring(name: str, title: str, clipped: str, sweep: Sweep) -> Document:
     parts: list[TableOut] = []
     every = models(sweep)
     for i, model in enumerate(every):
-        name, label = f"table4_{i + 1}" if i else "table4", f" ({method_label(model)})" if len(every) > 1 else ""
+        part, label = f"{name}_{i + 1}" if i else name, f" ({method_label(model)})" if len(every) > 1 else ""
         lines, columns = _measured(model)
         caption = (
-            f"Forest cover, mu = 0.01, K = 0, batch 128{label}: rho as batches of each size see it, mean over batches; "
-            "± over seeds. Standard error: over batches, mean over seeds. The last row is of the full training set "
-            "(the paper's number there: its table 2)."
+            f"Forest cover, mu = 0.01, K = 0{clipped}, batch 128{label}: rho as batches of each size see it, mean over "
+            "batches; ± over seeds. Standard error: over batches, mean over seeds. The last row is of the full "
+            "training set (the paper's number there: its table 2)."
         )
-        parts.append(beside(name, caption, "measuring batch size", lines, columns))
+        parts.append(beside(part, caption, "measuring batch size", lines, columns))
         reference = next(line for line in lines if line.label == str(PAPER_BATCH))
-        parts += _differences(name, "measuring batch size", lines, columns[:1], reference, f"batches of {PAPER_BATCH}")
-    return _document("table4", "Table 4: rho by measuring batch size", parts, sweep)
+        parts += _differences(part, "measuring batch size", lines, columns[:1], reference, f"batches of {PAPER_BATCH}")
+    return _document(name, title, parts, sweep)
 
 
 def method_lines(found: Sequence[Model], paper: pd.DataFrame) -> list[Line]:
@@ -202,10 +191,18 @@ def _kind(model: Model) -> str:
 
 
 def _batches(
-    name: str, title: str, caption: str, sweep: Sweep, columns: Sequence[Column], method: str, *, stacked: bool = False
+    name: str,
+    title: str,
+    caption: str,
+    sweep: Sweep,
+    paper: pd.DataFrame,
+    columns: Sequence[Column],
+    method: str,
+    *,
+    stacked: bool = False,
 ) -> Document:
     head = "batch size"
-    lines = batch_lines(models(sweep), numbers(name), method)
+    lines = batch_lines(models(sweep), paper, method)
     parts = [beside(name, caption, head, lines, columns, stacked=stacked)]
     reference = next((line for line in lines if line.label == str(PAPER_BATCH)), None)
     parts += _differences(name, head, lines, columns, reference, f"batches of {PAPER_BATCH}")
@@ -222,9 +219,9 @@ def _measured(model: Model) -> tuple[list[Line], list[Column]]:
     lines = [Line(label=str(s), model=_only(model, s), paper={"rho": paper[s]} if s in paper else {}) for s in sizes]
     lines.append(Line(label="all rows", model=model, paper={"rho": full}))
     columns = [
-        Column(key="rho", title="rho", number=_at("rho", "value"), paper="rho", flag=_not_converged),
-        Column(key="standard error", title="standard error", number=_at("rho", "standard_error")),
-        Column(key="batches", title="batches", number=_at("rho", "batches"), count=True),
+        Column(key="rho", title="rho", number=at("rho", "value"), paper="rho", flag=not_converged),
+        Column(key="standard error", title="standard error", number=at("rho", "standard_error")),
+        Column(key="batches", title="batches", number=at("rho", "batches"), count=True),
     ]
     return lines, columns
 

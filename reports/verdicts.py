@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
 from spectral_run.reports.claim_tests import shares, solver_of
-from spectral_run.reports.claims import CHEST, CLAIMS, COVTYPE, PAPERS_CHEST, SMOKE, USPS, Claim
+from spectral_run.reports.claims import CLAIMS, COVTYPE, SMOKE, USPS, Claim
 from spectral_run.reports.document import Document, TableOut, about
 from spectral_run.reports.equal_loss import changes, factors_of_mean, gap_correlations, numbers, ratios
 from spectral_run.reports.evidence import (
@@ -52,8 +52,6 @@ class Verdict:
 
 def verdicts(sweeps: Mapping[str, Sweep]) -> Document:
     """The report of the sweeps that are there, by experiment; what is missing is not tested."""
-    if PAPERS_CHEST in sweeps:  # the paper's images, where there are any
-        sweeps = {**sweeps, CHEST: sweeps[PAPERS_CHEST]}
     judged = judge_all(sweeps)
     used = tuple(sweep for name, sweep in sweeps.items() if any(name in claim.experiments for claim in CLAIMS))
     meant = {name: sweep for name, sweep in sweeps.items() if sweep.scale != SMOKE}
@@ -272,8 +270,9 @@ def _data(sweeps: Sequence[Sweep]) -> str:
             told.append(f"{sweep.experiment}: nothing done")
             continue
         data = dict.fromkeys(
-            f"{d.get('name')} {sum((d.get('rows') or {}).values()):,} rows (sha256 {str(d.get('sha256'))[:8]})"
-            for d in (result.get("data") or {} for result in results)
+            f"{d.get('name')} {sum((d.get('rows') or {}).values()):,} rows{_pixels(result)} "
+            f"(sha256 {str(d.get('sha256'))[:8]})"
+            for result, d in ((result, result.get("data") or {}) for result in results)
         )
         seeds = ", ".join(map(str, sorted({int(result.get("seed", 0)) for result in results})))
         done = (
@@ -282,6 +281,12 @@ def _data(sweeps: Sequence[Sweep]) -> str:
         scale = f", scale {sweep.scale}" if sweep.scale else ""
         told.append(f"{sweep.experiment}: {' and '.join(data)}, {done}, seed{'s' * (', ' in seeds)} {seeds}{scale}")
     return "; ".join(told)
+
+
+def _pixels(result: Mapping[str, Any]) -> str:
+    """Of X-rays, which the paper has at 224 and a CPU at 64."""
+    side = ((result.get("config") or {}).get("dataset") or {}).get("crop")
+    return f" of {side}x{side} pixels" if side else ""
 
 
 def _decided(test: Evidence) -> str:

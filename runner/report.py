@@ -60,7 +60,7 @@ def report(name: str, root: Path, reports: Mapping[str, Report] | None = None) -
         else:
             sweeps[experiment] = sweep
             _say_what_is_missing(sweep)
-    if needed[0] not in sweeps:  # the others add to it
+    if not sweeps or (needed[0] not in sweeps and not known[name].any_of):
         return 1
     try:
         document = known[name].make(sweeps)

@@ -339,6 +339,20 @@ def test_the_residual_of_lobpcg(tmp_path: Path, times: float, wanted: str) -> No
     assert outcome("residual_covtype", Sweep("table2", "small", tmp_path, cells)).outcome == wanted
 
 
+def test_clipped_claims_take_the_clipped_penalties_and_everything_else_of_table_2() -> None:
+    losing = shifted(lambda method: -0.02 * method.startswith("mu"))
+    gaining = shifted(lambda method: 0.02 * method.startswith("mu"))
+    clipped = Sweep(
+        "table2_clipped", "small", Path("made"), tuple(c for c in gaining.cells if "mu" in c.overrides["method"])
+    )
+    assert outcome("shift_mean", losing, clipped).outcome == CONTRADICTED
+    assert outcome("shift_mean_clipped", losing, clipped).outcome == SUPPORTED
+    assert outcome("shift_each_clipped", losing, clipped).outcome == SUPPORTED
+    assert outcome("shift_mean_clipped", losing).outcome == UNTESTED
+    assert outcome("shift_mean_clipped", clipped).outcome == UNTESTED  # nothing to compare with
+    assert BY_KEY["batch_covtype_clipped"].experiments == ("table3_clipped",)
+
+
 def test_the_papers_sources_are_ours() -> None:
     from spectral_run.generalization import chest_transfer
 
@@ -356,7 +370,7 @@ def test_transfer_on_every_source_there_is(slope: float, wanted: str) -> None:
             drops = {f"drop_{s}": metric(-0.05 + slope * size + 0.003 * noise_of(seed, method, s)) for s in sources}
             return {"rho__value": math.exp(size), "generalization__chest_transfer": drops}
 
-        return sweep("chest", CHEST, numbers)
+        return sweep("chest_finetune", CHEST, numbers)
 
     assert outcome("transfer", made(SOURCES)).outcome == wanted
     part = outcome("transfer", made(SOURCES[:2])).outcome
@@ -365,13 +379,13 @@ def test_transfer_on_every_source_there_is(slope: float, wanted: str) -> None:
 
 @pytest.mark.parametrize(("slope", "wanted"), [(-0.1, SUPPORTED), (0.1, CONTRADICTED)])
 def test_grad_cam(tmp_path: Path, slope: float, wanted: str) -> None:
-    made = sweep("chest", CHEST, lambda m, s: {"rho__value": math.exp(CHEST.index(m))}, seeds=1)
+    made = sweep("chest_finetune", CHEST, lambda m, s: {"rho__value": math.exp(CHEST.index(m))}, seeds=1)
     cells = []
     for cell in made.cells:
         folder = tmp_path / "runs" / cell.overrides["method"] / "seed-0"
         folder.mkdir(parents=True)
         cells.append(Cell(cell.overrides, cell.status, str(folder), cell.result))
-    assert outcome("grad_cam", Sweep("chest", "small", tmp_path, tuple(cells))).outcome == UNTESTED
+    assert outcome("grad_cam", Sweep("chest_finetune", "small", tmp_path, tuple(cells))).outcome == UNTESTED
     place = tmp_path / "runs" / "comparisons" / "gradcam_overlap-12345678"
     place.mkdir(parents=True)
     runs = [{"label": method, "folder": f"../../{method}/seed-0", "seed": 0} for method in CHEST]
@@ -382,7 +396,7 @@ def test_grad_cam(tmp_path: Path, slope: float, wanted: str) -> None:
     }
     comparison = {"settings": {"source": "nih_test"}, "runs": runs, "metrics": metrics}
     (place / "comparison.json").write_text(json.dumps(comparison))
-    found = outcome("grad_cam", Sweep("chest", "small", tmp_path, tuple(cells)))
+    found = outcome("grad_cam", Sweep("chest_finetune", "small", tmp_path, tuple(cells)))
     assert found.outcome == wanted
     assert found.decisive is not None
     assert "nih_test" in found.decisive.what

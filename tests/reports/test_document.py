@@ -56,6 +56,20 @@ def test_an_index_that_says_something_is_the_first_column():
     assert named.grid.bold == {(1, 1)}
 
 
+@pytest.mark.parametrize(
+    ("cells", "right"),
+    [
+        (["1", "missing"], True),
+        (["11.9 ± 1.7", "failed/missing"], True),
+        (["not run", "1"], True),
+        (["1", "kfac"], False),
+    ],
+)
+def test_a_column_of_numbers_stays_one_where_some_are_missing(cells: list[str], right: bool):
+    shown = pd.DataFrame({"model": ["none", "kfac"], "rho": cells})
+    assert a_table(shown=shown, bold=frozenset()).grid.right == [False, right]
+
+
 def test_markdown_sets_bold_cells_and_no_sign_breaks_the_table():
     head, rule, *rows = markdown(a_table()).splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["model", "ρ", "shift"]

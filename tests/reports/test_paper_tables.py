@@ -9,7 +9,7 @@ from scipy import stats
 
 from spectral_run.reports.document import write
 from spectral_run.reports.paper_numbers import FILES, METHODS, by_method, numbers
-from spectral_run.reports.paper_tables import table2, table3, table4, table5
+from spectral_run.reports.paper_tables import table2, table2_clipped, table3, table4, table5
 from spectral_run.reports.sweeps import read_sweep
 
 PAPER = ("unregularized", "asymmetric_valley", "entropy_sgd", "kfac", "mu0.01-K1", "mu0.01-K0", "mu0.005-K1")
@@ -307,3 +307,38 @@ def test_all_of_it_is_written(sweep_of, tmp_path):
     assert "-2.80 [-3.38, -2.23]" in (tmp_path / "out" / "table2.md").read_text()
     assert r"\%" in (tmp_path / "out" / "table2.tex").read_text()
     assert "**2.0 ± 1.0**" in (tmp_path / "out" / "table2.md").read_text()
+
+
+def test_clipped_penalties_stand_in_table_2_for_those_as_printed(sweep_of):
+    plain = of_method("unregularized", [12, 13], [0.75, 0.76], [-0.01, -0.01])
+    lost = [({"method": "mu0.01-K0", "seed": seed}, "diverged") for seed in "01"]
+    printed = sweep_of("table2", [*plain, *lost])
+    clipped = sweep_of("table2_clipped", of_method("mu0.01-K0", [3.0, 3.5], [0.74, 0.75], [-0.01, -0.01]))
+    document = table2_clipped({"table2_clipped": clipped, "table2": printed})
+    frame = table(document).frame.set_index("model")
+    assert frame.loc["Unregularized", "rho"] == 12.5
+    assert frame.loc["mu = 0.01, K = 0", ["rho", "done"]].tolist() == [3.25, 2]
+    assert frame.loc["mu = 0.01, K = 0", "rho paper"] == 2.16
+    assert table(document, "table2_clipped_differences").frame["rho"].tolist() == [-9.25]
+    assert document.sweeps == (clipped, printed)
+    assert "clipped at 1" in document.title
+    alone = table(table2_clipped({"table2_clipped": clipped})).frame.set_index("model")
+    assert alone.loc["Unregularized", "done"] == 0
+
+
+def test_every_column_shifted_is_a_table_of_its_own_where_it_was_asked_for(sweep_of):
+    cells = [
+        ({"method": "unregularized", "seed": str(i)}, run(seed=i, covariate_shift=shifted(-0.001), covariate_shift_all={
+            "relative_change": metric(-0.02 - i / 100, 0.005),
+            "relative_change_examples": metric(-0.02 - i / 100, 0.04),
+            "relative_change_sd": metric(0.08),
+        }))
+        for i in range(2)
+    ]  # fmt: skip
+    part = table(table2({"table2": sweep_of("table2", cells)}), "table2_every_column")
+    row = part.frame.set_index("model").loc["Unregularized"]
+    assert row["relative shift accuracy"] == pytest.approx(-2.5)
+    assert row["over test rows ci_low"] == pytest.approx(-6.5)
+    assert row["relative shift accuracy paper"] == -2.80
+    without = [(cells[0][0], run(covariate_shift=shifted(-0.001)))]
+    assert "table2_every_column" not in [p.name for p in table2({"table2": sweep_of("without", without)}).parts]

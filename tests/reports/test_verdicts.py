@@ -186,13 +186,11 @@ def test_smoke_leaves_no_numbers() -> None:
     assert set(document.parts[0].frame["outcome"]) == {UNTESTED}
 
 
-def test_the_papers_x_rays_come_before_the_small_ones() -> None:
-    def chest(experiment: str) -> Sweep:
-        made = {"status": "done", "seed": 0, "data": {"name": experiment, "rows": {"train": 5}, "sha256": "cd" * 32}}
-        return Sweep(experiment, "", Path("made"), (Cell({"method": "chest_kfac", "seed": "0"}, "done", None, made),))
-
-    both = {name: chest(name) for name in ("chest", "chest_finetune")}
-    for sweeps, said in ((both, "chest_finetune"), ({"chest": both["chest"]}, "chest")):
-        rows = tables(sweeps)["verdicts"].frame.set_index("name")
-        assert rows.loc["transfer", "data"].startswith(f"{said}: {said} 5 rows")
-        assert rows.loc["transfer", "remarks"].startswith("no chexpert_valid")
+def test_x_rays_say_how_large_they_are() -> None:
+    made = {"status": "done", "seed": 0, "data": {"name": "x-rays", "rows": {"train": 5}, "sha256": "cd" * 32}}
+    made["config"] = {"dataset": {"crop": 64}}
+    cell = Cell({"method": "chest_kfac", "seed": "0"}, "done", None, made)
+    rows = tables({"chest_finetune": Sweep("chest_finetune", "", Path("made"), (cell,))})["verdicts"].frame
+    row = rows.set_index("name").loc["transfer"]
+    assert row["data"].startswith("chest_finetune: x-rays 5 rows of 64x64 pixels (sha256 cdcdcdcd)")
+    assert row["remarks"].startswith("no chexpert_valid")

@@ -31,6 +31,7 @@ ALONG = {
     ("generalization", "constructed"): ["dataset=usps"],
     ("generalization", "usps"): ["dataset=usps"],
     ("generalization", "covariate_shift"): ["dataset=covtype"],
+    ("generalization", "covariate_shift_all"): ["dataset=covtype"],
     ("generalization", "valley_probe"): ["optimizer=gadam"],
     ("optimizer", "asymmetric_valley"): ["training.epochs=250"],
     ("model", "densenet121"): ["dataset=chest_xray"],
@@ -75,11 +76,12 @@ def chest(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_for_a_step(command, tmp_path: Path, name: str) -> None:
-    stored = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
-    override = next((d["override /dataset"] for d in stored.defaults if "override /dataset" in d), "digits")
-    few = one_cell(stored) if "report" in stored else ["seed=0"]
+    with initialize_config_module(version_base="1.3", config_module="spectral_run.conf"):
+        stored = compose("config", [f"experiment={name}"], return_hydra_config=True)
+    override = stored.hydra.runtime.choices.dataset
+    few = one_cell(stored) if stored.report else ["seed=0"]
     if override.startswith("chest_xray"):
-        more = chest(tmp_path) + (["init_from=chexnet.pt"] if "init_from" in stored else [])
+        more = chest(tmp_path) + (["init_from=chexnet.pt"] if OmegaConf.is_missing(stored, "init_from") else [])
         ran = command(f"experiment={name}", *more, "training.max_steps=1", "curvature.cap=2", *few)
         assert ran.code == 0, ran.err
         assert list(ran.folder.rglob("table.md"))

@@ -29,7 +29,7 @@ QUICK = {
 }
 ALONG = {"valley_probe": ["optimizer=gadam"]}
 """What a run needs besides, to be asked."""
-NOT_OF_DIGITS = {"covariate_shift", "chest_transfer", "gradcam_overlap"}
+NOT_OF_DIGITS = {"covariate_shift", "covariate_shift_all", "chest_transfer", "gradcam_overlap"}
 SMALL = [
     "training.epochs=2", "model.widths=[8]", "curvature.eps=0.1", "curvature.backend=rop", "regularizer=none",
     "data_root=data",

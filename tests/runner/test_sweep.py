@@ -110,7 +110,12 @@ def count(sweeps: Mapping[str, Sweep]) -> Document:
     return Document("count", "Count", (), (TableOut("cells", "All cells.", frame, frame),), (sweep,))
 
 
-REPORTS = {"count": Report(("mine",), count), "both": Report(("mine", "other"), count)}
+REPORTS = {
+    "count": Report(("mine",), count),
+    "both": Report(("mine", "other"), count),
+    "second": Report(("other", "mine"), count),
+    "either": Report(("other", "mine"), count, any_of=True),
+}
 
 
 def test_a_report_is_written_and_printed(
@@ -129,6 +134,8 @@ def test_a_report_is_written_and_printed(
     assert len(pd.read_csv(folder / "cells.csv")) == 2
     assert report("both", root, REPORTS) == 0  # can do without the second
     assert "report both: no sweep of other in" in capfd.readouterr().err
+    assert report("second", root, REPORTS) == 1
+    assert report("either", root, REPORTS) == 0
 
 
 def test_what_a_report_lacks_is_said(
@@ -142,7 +149,8 @@ def test_what_a_report_lacks_is_said(
     assert report("count", tmp_path / "results" / "mine", REPORTS) == 0
     assert "mine: of 2 cells 2 failed" in capfd.readouterr().err
     with pytest.raises(
-        ConfigurationError, match=r"report must be one of count, both; got 'coutn'. Did you mean 'count'\?"
+        ConfigurationError,
+        match=r"report must be one of count, both, second, either; got 'coutn'. Did you mean 'count'\?",
     ):
         report("coutn", Path("results"), REPORTS)
 
