@@ -8,11 +8,13 @@ READY  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 # The paper's tables and figures: SCALE=smoke (does it work), small (3 seeds), paper (10 seeds, its own solver).
-# SEEDS=0,1,2,3,4 takes others than the scale's.
+# SEEDS=0,1,2,3,4 takes others than the scale's, LAUNCHER=slurm sends every run to a cluster.
 SCALE   ?= small
 JOBS    ?= 2
 SEEDS   ?=
-SWEEP    = $(BIN)/spectral-run scale=$(SCALE) hydra.launcher.n_jobs=$(JOBS) $(if $(SEEDS),seed=$(SEEDS))
+LAUNCHER ?= parallel
+SWEEP    = $(BIN)/spectral-run scale=$(SCALE) hydra/launcher=$(LAUNCHER) \
+	$(if $(filter parallel,$(LAUNCHER)),hydra.launcher.n_jobs=$(JOBS)) $(if $(SEEDS),seed=$(SEEDS))
 REPORT   = $(BIN)/spectral-run scale=$(SCALE)
 RESULTS  = results/paper_$(SCALE)
 CLIPPED := table2_clipped table3_clipped table4_clipped
@@ -61,8 +63,8 @@ figure4 figure6 figure7 verdicts: $(READY)  # verdicts: of the sweeps that are t
 	$(REPORT) report=$@
 
 chest: $(READY)  ## 64 pixels: a network for X-rays, six methods from it, their Grad-CAM maps on its test split
-	$(SWEEP) hydra/launcher=parallel experiment=chest_sample name=paper_$(SCALE)_start
-	$(SWEEP) hydra/launcher=parallel experiment=chest_finetune name=paper_$(SCALE) model=densenet_small \
+	$(SWEEP) experiment=chest_sample name=paper_$(SCALE)_start
+	$(SWEEP) experiment=chest_finetune name=paper_$(SCALE) model=densenet_small \
 		$(if $(SEEDS),,seed=0,1,2) \
 		dataset.resize=64 dataset.crop=64 curvature.batch_size=128 \
 		init_from="$$(dirname $(RESULTS)_start/chest_xray_64/densenet_small/none-*/seed-0)/seed-\$${seed}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_module
 
 from spectral_run.reports.document import Document, TableOut
 from spectral_run.reports.paper_reports import Report
@@ -254,3 +255,12 @@ def test_other_launchers_in_local_mode(command: Callable, tmp_path: Path, launch
     ran = command("--multirun", *TINY, "seed=0,1", f"hydra/launcher={launcher}", *more)
     assert ran.code == 0, ran.err
     assert [cell.status for cell in latest(tmp_path / "results" / "runs", "").cells] == ["done", "done"]
+
+
+@pytest.mark.skipif(find_spec("submitit") is None, reason="hydra-submitit-launcher is not installed")
+def test_slurm_is_a_choice_of_the_papers_sweeps(tmp_path: Path) -> None:
+    with initialize_config_module(version_base="1.3", config_module="spectral_run.conf"):
+        config = compose("config", ["experiment=table2", "hydra/launcher=slurm"], return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher._target_.endswith(".SlurmLauncher")
+    assert (launcher.timeout_min, launcher.cpus_per_task, launcher.array_parallelism) == (240, 1, 64)
