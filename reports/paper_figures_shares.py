@@ -81,7 +81,7 @@ def _shares(model: Drawn, data: str) -> list[dict[str, Any]]:
         return []
     row: dict[str, Any] = {
         "data": DATA.get(data, data),
-        "model": model.label,
+        "model": model.label.removeprefix(f"{model.method}, "),  # power, lanczos: the solver says it
         "solver": solver_of(model),
         "n": len(phases),
     }

@@ -53,14 +53,34 @@ def read_sweep(folder: Path) -> Sweep:
     return Sweep(about["experiment"], about["scale"], folder, cells)
 
 
-def latest(root: Path, experiment: str) -> Sweep | None:
-    """The newest sweep of an experiment below ``root / "sweeps"``, ``root`` being ``results/<name>``."""
+def gather(root: Path, experiment: str) -> Sweep | None:
+    """The newest sweep of an experiment below ``root / "sweeps"``, ``root`` being ``results/<name>``, with the others'.
+
+    Earlier sweeps of the same scale whose cells differ in the same settings add the cells that it has not, or has not
+    reached: a single seed run again, or more seeds, is no new table.
+    """
     begun = []
     for path in (root / "sweeps").glob(f"*/{SWEEP}"):
         about = _about(path.parent)
         if about is not None and about["experiment"] == experiment:
             begun.append((about["started"], path.parent))
-    return read_sweep(max(begun)[1]) if begun else None
+    sweeps = [read_sweep(folder) for _, folder in sorted(begun)]
+    if not sweeps:
+        return None
+    newest = sweeps[-1]
+    cells: dict[frozenset[tuple[str, str]], Cell] = {}
+    for sweep in sweeps:
+        if sweep.scale != newest.scale or _settings(sweep) != _settings(newest):
+            continue
+        for cell in sweep.cells:
+            key = frozenset(cell.overrides.items())
+            if key not in cells or cell.status != "missing":
+                cells[key] = cell  # in its old place
+    return Sweep(experiment, newest.scale, newest.folder, tuple(cells.values()))
+
+
+def _settings(sweep: Sweep) -> set[str]:
+    return {name for cell in sweep.cells for name in cell.overrides}
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectral_run.reports.sweeps import Sweep, latest
+from spectral_run.reports.sweeps import Sweep, gather
 from spectral_run.runner.settings import ConfigurationError, nearest, one_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def report_command(arguments: list[str]) -> int:
 
 
 def report(name: str, root: Path, reports: Mapping[str, Report] | None = None) -> int:
-    """Make a report of the newest sweeps below ``root`` (``results/<name>``); the exit code.
+    """Make a report of the sweeps below ``root`` (``results/<name>``); the exit code.
 
     Raises ``ConfigurationError`` where there is no such report.
     """
@@ -54,7 +54,7 @@ def report(name: str, root: Path, reports: Mapping[str, Report] | None = None) -
     needed = known[name].experiments
     sweeps: dict[str, Sweep] = {}
     for experiment in needed:
-        sweep = latest(root, experiment)
+        sweep = gather(root, experiment)
         if sweep is None:
             print(f"report {name}: no sweep of {experiment} in {root}; {_command(experiment, root)}", file=sys.stderr)
         else:

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from spectral_run.reports.sweeps import latest, read_jobs, read_sweep
+from spectral_run.reports.sweeps import gather, read_jobs, read_sweep
 
 
 def write(
-    folder: Path, jobs: list[dict[str, Any]], *, cells: int | None = 3, experiment: str = "e", **more: Any
+    folder: Path, ended: list[dict[str, Any]], *, cells: int | None = 3, experiment: str = "e", **more: Any
 ) -> Path:
     folder.mkdir(parents=True)
     overrides = None if cells is None else [{"method": "a", "seed": str(seed)} for seed in range(cells)]
     about = {"schema": 1, "experiment": experiment, "scale": "small", "overrides": [], "cells": cells}
     started = {"jobs": overrides, "started": f"2026-01-01T{folder.name}"}
     (folder / "sweep.json").write_text(json.dumps(about | started | more))
-    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in ended))
     return folder
 
 
@@ -75,11 +75,34 @@ def test_the_newest_sweep_of_the_experiment_is_taken(tmp_path: Path) -> None:
     for name, experiment in (("01", "e"), ("03", "e"), ("02", "e"), ("04", "other")):
         write(tmp_path / "sweeps" / name, [], experiment=experiment)
     (tmp_path / "sweeps" / "05").mkdir()
-    found = latest(tmp_path, "e")
+    found = gather(tmp_path, "e")
     assert found is not None
     assert found.folder.name == "03"
-    assert latest(tmp_path, "none") is None
-    assert latest(tmp_path / "nowhere", "e") is None
+    assert gather(tmp_path, "none") is None
+    assert gather(tmp_path / "nowhere", "e") is None
+
+
+def test_sweeps_of_the_same_settings_are_one_and_the_newest_run_of_a_cell_counts(tmp_path: Path) -> None:
+    for name, seed in (("old", 0), ("old", 1), ("new", 1), ("new", 3)):
+        run = tmp_path / "runs" / name / f"seed-{seed}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps({"status": "done", "seed": seed}))
+    old = [job(seed, "done", f"../../runs/old/seed-{seed}") for seed in (0, 1)]
+    write(tmp_path / "sweeps" / "01", old)
+    jobs = [{"method": "a", "seed": str(seed)} for seed in (1, 0, 3)]  # 0 is not reached
+    new = [job(0, "done", "../../runs/new/seed-1"), job(2, "done", "../../runs/new/seed-3")]
+    write(tmp_path / "sweeps" / "02", new, jobs=jobs)
+    found = gather(tmp_path, "e")
+    assert found is not None
+    assert [cell.overrides["seed"] for cell in found.cells] == ["0", "1", "2", "3"]
+    assert [cell.status for cell in found.cells] == ["done", "done", "missing", "done"]
+    assert [cell.folder and Path(cell.folder).parent.name for cell in found.cells] == ["old", "new", None, "new"]
+    write(tmp_path / "sweeps" / "03", [], jobs=[{"method": "a", "seed": "0", "training.epochs": "2"}])
+    found = gather(tmp_path, "e")  # a trial of something else
+    assert found is not None
+    assert [dict(cell.overrides)["training.epochs"] for cell in found.cells] == ["2"]
+    write(tmp_path / "sweeps" / "04", [], scale="paper")
+    assert len(gather(tmp_path, "e").cells) == 3
 
 
 def test_refusals(tmp_path: Path) -> None:

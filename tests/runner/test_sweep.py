@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_module
 
 from spectral_run.reports.document import Document, TableOut
 from spectral_run.reports.paper_reports import Report
-from spectral_run.reports.sweeps import Sweep, latest, read_sweep
+from spectral_run.reports.sweeps import Sweep, gather, read_sweep
 from spectral_run.runner import cli
 from spectral_run.runner.report import report
 from spectral_run.runner.settings import ConfigurationError
@@ -64,7 +64,7 @@ def test_the_record_and_progress_of_a_sweep(command: Callable, mine: tuple[str, 
 
 def test_a_sweep_without_an_experiment_has_a_record_too(command: Callable, tmp_path: Path) -> None:
     assert command("--multirun", *TINY, "seed=0,1").code == 0
-    assert len(latest(tmp_path / "results" / "runs", "").cells) == 2
+    assert len(gather(tmp_path / "results" / "runs", "").cells) == 2
     ran = command("--multirun", *TINY, "seed=0,1")
     assert "[2/2] done, skipped: " in ran.out
 
@@ -254,7 +254,7 @@ def test_other_launchers_in_local_mode(command: Callable, tmp_path: Path, launch
         pytest.skip(f"hydra-{launcher.partition('_')[0]}-launcher is not installed")
     ran = command("--multirun", *TINY, "seed=0,1", f"hydra/launcher={launcher}", *more)
     assert ran.code == 0, ran.err
-    assert [cell.status for cell in latest(tmp_path / "results" / "runs", "").cells] == ["done", "done"]
+    assert [cell.status for cell in gather(tmp_path / "results" / "runs", "").cells] == ["done", "done"]
 
 
 @pytest.mark.skipif(find_spec("submitit") is None, reason="hydra-submitit-launcher is not installed")
