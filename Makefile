@@ -25,7 +25,7 @@ PAPER   := $(SWEPT) figure3 figure4 figure6 figure7 table6 table7 verdicts
 .PHONY: help setup run test lint types tests data golden bench bench-gpu lock clean paper $(PAPER) chest reproduction
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## create .venv and install everything from constraints.txt
 
@@ -56,8 +56,8 @@ tests: $(READY)  ## pytest alone
 $(SWEPT): $(READY)
 	$(SWEEP) experiment=$@
 
-figure4: table2 figure1  # a sweep that is finished takes seconds
-figure6 figure7: figure1
+figure4: table2  ## training time by method, of table2 and figure1 (a sweep that is finished takes seconds)
+figure4 figure6 figure7: figure1
 
 figure4 figure6 figure7 verdicts: $(READY)  # verdicts: of the sweeps that are there
 	$(REPORT) report=$@

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def with_clipped(clipped: Sweep, printed: Sweep | None) -> Sweep:
-    """The cells of ``clipped``, after those of ``printed`` whose method is not in it."""
+    """The cells of ``clipped``, after those of ``printed`` that it leaves as they are."""
+    return replace(clipped, cells=(*(unchanged(clipped, printed).cells if printed else ()), *clipped.cells))
+
+
+def unchanged(clipped: Sweep, printed: Sweep) -> Sweep:
+    """Of ``printed`` the cells whose method is not in ``clipped``."""
     methods = {cell.overrides.get("method") for cell in clipped.cells}
-    rest = [cell for cell in printed.cells if cell.overrides.get("method") not in methods] if printed else []
-    return replace(clipped, cells=(*rest, *clipped.cells))
+    return replace(printed, cells=tuple(cell for cell in printed.cells if cell.overrides.get("method") not in methods))

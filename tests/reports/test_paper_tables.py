@@ -320,7 +320,8 @@ def test_clipped_penalties_stand_in_table_2_for_those_as_printed(sweep_of):
     assert frame.loc["mu = 0.01, K = 0", ["rho", "done"]].tolist() == [3.25, 2]
     assert frame.loc["mu = 0.01, K = 0", "rho paper"] == 2.16
     assert table(document, "table2_clipped_differences").frame["rho"].tolist() == [-9.25]
-    assert document.sweeps == (clipped, printed)
+    assert [len(sweep.cells) for sweep in document.sweeps] == [2, 2]
+    assert document.gaps == ()  # what diverged is in none of its rows
     assert "clipped at 1" in document.title
     alone = table(table2_clipped({"table2_clipped": clipped})).frame.set_index("model")
     assert alone.loc["Unregularized", "done"] == 0

@@ -85,6 +85,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, bytes, floa
     return *ends(folder), json.loads(result.read_text())["train"]["seconds"]
 
 
+@pytest.mark.timeout(900)  # 20 processes that import torch: a minute and a half, on a machine with other work five
 def test_killed_at_20_random_moments(unbroken: tuple[Any, bytes, float], tmp_path: Path) -> None:
     result, metrics, seconds = unbroken
     moments = random.Random(0)
