@@ -82,7 +82,8 @@ def _summary(judged: Sequence[Verdict]) -> tuple[str, ...]:
     paragraphs = [
         f"{len(judged)} claims: {counts}.",
         "Supported: the 95% interval of every test that the claim needs leaves out no effect on the claim's side, and "
-        "none of its models diverged, hardly learned or is missing. Contradicted: an interval leaves out no effect on "
+        "no model that it favours diverged, hardly learned or is missing (trends over models go without such runs, and "
+        "name them). Contradicted: an interval leaves out no effect on "
         "the other side (of several tests corrected for their number, Bonferroni). Not decided: neither. Not tested "
         "here: no sweep, or too few runs for an interval. The rules were written before the sweeps of the paper's "
         "experiments were looked at (`docs/results/baselines.md` was known). A claim without any effect comes "
