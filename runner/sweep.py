@@ -80,7 +80,7 @@ class SweepCallback(Callback):
                 "schema": SWEEP_SCHEMA,
                 "experiment": _choice(config, "experiment"),
                 "scale": _choice(config, "scale"),
-                "overrides": list(config.hydra.overrides.task),
+                "overrides": _given(config),
                 "cells": None if jobs is None else len(jobs),
                 "jobs": jobs,
                 "started": datetime.now(UTC).isoformat(),
@@ -177,7 +177,7 @@ def cells(config: DictConfig) -> list[dict[str, str]] | None:
         return None
     params = OmegaConf.to_container(sweeper.params or OmegaConf.create({}))
     assert isinstance(params, dict)
-    texts = ["=".join(map(str, pair)) for pair in params.items()] + list(config.hydra.overrides.task)
+    texts = ["=".join(map(str, pair)) for pair in params.items()] + _given(config)
     try:
         batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(texts), None)
     except HydraException:
@@ -215,9 +215,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
+def _given(config: DictConfig) -> list[str]:
+    """The command line's overrides, ``${seed}`` as it stands: here it would be the first seed's."""
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(given, list)
+    return [str(override) for override in given]
+
+
 def _named(overrides: list[str]) -> dict[str, str]:
     """What tells the cells apart: overrides by key, but for the experiment, its scale and Hydra's own."""
-    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    plain = (re.sub(r"\\([{}])", r"\1", override) for override in overrides)  # the sweeper escapes ${seed}
+    pairs = (override.lstrip("+").partition("=") for override in plain)
     return {key: value for key, _, value in pairs if key not in ("experiment", "scale") and not key.startswith("hydra")}
 
 

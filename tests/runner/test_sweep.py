@@ -65,8 +65,10 @@ def test_the_record_and_progress_of_a_sweep(command: Callable, mine: tuple[str, 
 def test_a_sweep_without_an_experiment_has_a_record_too(command: Callable, tmp_path: Path) -> None:
     assert command("--multirun", *TINY, "seed=0,1").code == 0
     assert len(gather(tmp_path / "results" / "runs", "").cells) == 2
-    ran = command("--multirun", *TINY, "seed=0,1")
+    ran = command("--multirun", *TINY, "seed=0,1", "data_root=data-${seed}")
     assert "[2/2] done, skipped: " in ran.out
+    cells = gather(tmp_path / "results" / "runs", "").cells  # of the second: it has a setting more
+    assert [cell.overrides["data_root"] for cell in cells] == ["data-${seed}"] * 2
 
 
 def job(
