@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from spectral_run.reports.beside import Line, differences
 from spectral_run.reports.document import Document, FigureOut, TableOut, about
+from spectral_run.reports.paper_columns import USPS
 from spectral_run.reports.paper_drawing import (
     DOUBLE,
     FAMILIES,
@@ -36,6 +38,7 @@ from spectral_run.reports.paper_drawing import (
     sentences,
 )
 from spectral_run.reports.paper_numbers import numbers
+from spectral_run.reports.paper_tables import PAIRED
 from spectral_run.reports.sweeps import Sweep
 
 TESTS: Final[Mapping[str, tuple[str, ...]]] = {  # the paper's name in lower case: where result.json has it
@@ -101,8 +104,18 @@ def figure1(sweeps: Mapping[str, Sweep]) -> Document:
     parts: tuple[TableOut | FigureOut, ...] = (
         FigureOut("figure1", caption, _draw1(found, rho, shown), alt),
         _table1(found, rho, shown),
+        *_differences(found),
     )
     return Document("figure1", title, about([sweep]), parts, (sweep,))
+
+
+def _differences(found: Sequence[Drawn]) -> list[TableOut]:
+    lines = [Line(label=model.label, model=model.model) for model in found]
+    reference = next((line for line, model in zip(lines, found, strict=True) if model.family == "unregularized"), None)
+    if reference is None or len(lines) < 2:
+        return []
+    caption = f"Difference to the unregularized network in points, rho as it is: {PAIRED}. n/a: fewer than two pairs."
+    return [differences("figure1_differences", caption, "model", lines, USPS, reference)]
 
 
 def _best(shown: Mapping[str, Sequence[Spread]]) -> dict[str, int]:
