@@ -59,15 +59,16 @@ EVERY_COLUMN: Final = (
         number=at(*_EVERY, "relative_change_sd", "value", scale=100), share=True,
     ),
 )  # fmt: skip
-_USPS_TESTS: Final = (
-    ("at1", "AT 1", ("augmentation", "at1")),
-    ("at2", "AT 2", ("augmentation", "at2")),
-    ("mnist", "MNIST", ("transfer", "accuracy")),
-    ("gan1", "GAN1", ("gan1", "accuracy")),
-    ("gan2", "GAN2", ("gan2", "accuracy")),
-    ("const1", "Const1", ("constructed", "const1")),
-    ("const2", "Const2", ("constructed", "const2")),
-)
+USPS_TESTS: Final[Mapping[str, tuple[str, ...]]] = {  # the paper's name in lower case: where result.json has it
+    "at1": ("generalization", "augmentation", "at1"),
+    "at2": ("generalization", "augmentation", "at2"),
+    "mnist": ("generalization", "transfer", "accuracy"),
+    "gan1": ("generalization", "gan1", "accuracy"),
+    "gan2": ("generalization", "gan2", "accuracy"),
+    "const1": ("generalization", "constructed", "const1"),
+    "const2": ("generalization", "constructed", "const2"),
+}
+_TITLES: Final = {"at1": "AT 1", "at2": "AT 2", "mnist": "MNIST", "gan1": "GAN1", "gan2": "GAN2"}
 USPS: Final = (
     RHO,
     Column(
@@ -76,9 +77,9 @@ USPS: Final = (
     ),
     *(
         Column(
-            key=key, title=title, number=at("generalization", *path, "value", scale=100), paper=key,
-            share=True, better=1, ends=ends("generalization", *path, scale=100),
+            key=key, title=_TITLES.get(key, key.capitalize()), number=at(*path, "value", scale=100), paper=key,
+            share=True, better=1, ends=ends(*path, scale=100),
         )
-        for key, title, path in _USPS_TESTS
+        for key, path in USPS_TESTS.items()
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 
 from spectral_run.reports.beside import Line, differences
 from spectral_run.reports.document import Document, FigureOut, TableOut, about
-from spectral_run.reports.paper_columns import USPS
+from spectral_run.reports.paper_columns import USPS, USPS_TESTS
 from spectral_run.reports.paper_drawing import (
     DOUBLE,
     FAMILIES,
@@ -41,16 +41,7 @@ from spectral_run.reports.paper_numbers import numbers
 from spectral_run.reports.paper_tables import PAIRED
 from spectral_run.reports.sweeps import Sweep
 
-TESTS: Final[Mapping[str, tuple[str, ...]]] = {  # the paper's name in lower case: where result.json has it
-    "test": ("test",),
-    "at1": ("generalization", "augmentation", "at1"),
-    "at2": ("generalization", "augmentation", "at2"),
-    "mnist": ("generalization", "transfer"),
-    "gan1": ("generalization", "gan1"),
-    "gan2": ("generalization", "gan2"),
-    "const1": ("generalization", "constructed", "const1"),
-    "const2": ("generalization", "constructed", "const2"),
-}
+TESTS: Final[Mapping[str, tuple[str, ...]]] = {"test": ("test",), **USPS_TESTS}
 TITLES: Final = {"test": "Test", "at1": "AT1", "at2": "AT2", "mnist": "MNIST", "gan1": "GAN1", "gan2": "GAN2",
                  "const1": "Const1", "const2": "Const2"}  # fmt: skip
 _FAR = 3.0  # quartile ranges below the lower quartile: Tukey's far out, named at the edge and not scaled to
@@ -58,11 +49,7 @@ _FAR = 3.0  # quartile ranges below the lower quartile: Tukey's far out, named a
 
 def accuracy(model: Drawn, test: str) -> Spread:
     """Accuracy on one of ``TESTS`` over the model's seeds."""
-    path = TESTS[test]
-    if test in ("test", "mnist", "gan1", "gan2"):
-        where = path if test == "test" else (*path, "accuracy")
-        return over_seeds(model.results, *where, key="accuracy" if test == "test" else "value")
-    return over_seeds(model.results, *path)
+    return over_seeds(model.results, *TESTS[test], key="accuracy" if test == "test" else "value")
 
 
 def stated(model: Drawn, metric: str) -> float:
