@@ -76,8 +76,8 @@ def _methods(name: str, title: str, what: str, sweep: Sweep, *made_of: Sweep) ->
     parts += _differences(name, "model", lines, COVTYPE, reference, "the unregularized network")
     if any(line.values(EVERY_COLUMN[0]) for line in lines):
         caption = (
-            "The same with every column shifted, the rare binary ones too: changes as large as the paper's. Single rows "
-            "of rare columns weigh far more than all others then; the second interval is for another test split."
+            "The same with every column shifted, the rare binary ones too: changes as large as the paper's. Single "
+            "rows of rare columns weigh far more than all others then; the second interval is for another test split."
         )
         parts.append(beside(f"{name}_every_column", caption, "model", lines, EVERY_COLUMN))
     return _document(name, title, parts, *(made_of or (sweep,)))
